@@ -1,0 +1,15 @@
+"""The one error a user ever sees: a line that names the thing, its value and what would do."""
+
+
+class UserError(Exception):
+    """A mistake that the user can mend.
+
+    The message is one line: what is wrong (field, file or record), the value found, what would do.
+    The command line prints it without a traceback and exits with code 2.
+    """
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise `UserError(message)` unless `condition` holds."""
+    if not condition:
+        raise UserError(message)

@@ -1,0 +1,51 @@
+"""Local and gs:// paths through one door (etils.epath), and writes that are whole or absent."""
+
+import hashlib
+import shutil
+from pathlib import PurePosixPath
+
+from etils import epath
+
+from gemma_train.errors import UserError
+
+
+def path(name: str) -> epath.Path:
+    """The path of a local file or folder, or of an object such as `gs://bucket/name`."""
+    return epath.Path(name).expanduser()
+
+
+def existing(name: str, what: str) -> epath.Path:
+    """`path(name)`, or a `UserError` that says which `what` (a noun phrase) is missing."""
+    found = path(name)
+    if not found.exists():
+        raise UserError(f"{what} {name!r} does not exist")
+    return found
+
+
+def write_whole(target: epath.Path, content: str | bytes) -> None:
+    """Write a small file so that a reader sees the old content or the new, never a part."""
+    temporary = target.parent / f".{target.name}.writing"
+    if isinstance(content, str):
+        temporary.write_text(content)
+    else:
+        temporary.write_bytes(content)
+    temporary.replace(target)
+
+
+def sha256(file: epath.Path) -> str:
+    """The hexadecimal SHA-256 of a file, read in blocks of 1 MiB."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def free_bytes(folder: epath.Path) -> int | None:
+    """Free space below `folder` (its nearest existing parent), or None for object stores."""
+    if "://" in str(folder):
+        return None
+    here = folder
+    while not here.exists() and PurePosixPath(here) != PurePosixPath(here.parent):
+        here = here.parent
+    return shutil.disk_usage(here).free
