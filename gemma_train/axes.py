@@ -32,7 +32,7 @@ MESH_AXES = ("replica", "data_major", "data_minor", "seq")
 # Parameters, gradients and moments are split over these and equal over `replica`.
 SPLIT_AXES = ("data_major", "data_minor", "seq")
 # The whole activation rule.
-ACTIVATIONS = {"b": ("replica", "data_major", "data_minor"), "t": "seq"}
+ACTIVATIONS = {"b": ("replica", "data_major", "data_minor"), "t": ("seq",)}
 
 
 def activation(letters: str) -> PartitionSpec:

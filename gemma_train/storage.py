@@ -1,6 +1,7 @@
 """Local and gs:// paths through one door (etils.epath), and writes that are whole or absent."""
 
 import hashlib
+import re
 import shutil
 from pathlib import PurePosixPath
 
@@ -20,6 +21,15 @@ def existing(name: str, what: str) -> epath.Path:
     if not found.exists():
         raise UserError(f"{what} {name!r} does not exist")
     return found
+
+
+def matching(pattern: str) -> list[epath.Path]:
+    """The files that match a pattern such as `corpus/**/*.jsonl` or `gs://bucket/*.parquet`, sorted."""
+    fixed, *rest = re.split(r"/(?=[^/]*[*?\[])", str(path(pattern)), maxsplit=1)
+    if not rest:
+        fixed, rest = (".", [fixed]) if re.search(r"[*?\[]", fixed) else (fixed, [])
+    found = path(fixed or "/").glob(rest[0]) if rest else [path(fixed)]
+    return sorted(file for file in found if file.is_file())
 
 
 def write_whole(target: epath.Path, content: str | bytes) -> None:

@@ -1,0 +1,1 @@
+"""Text to tokens to rows to batches: host side, NumPy and grain, no device."""

@@ -1,0 +1,89 @@
+"""Mixing datasets in exact proportion: a fixed schedule of rows, repeated.
+
+The weights become a period of at most 100,000 rows in which component c has `quota[c]` rows, placed so
+that after any number of rows every component is within one row of its share. The position in the
+mixture is then one integer, and looking it up costs one division and two array reads.
+
+grain's own `MapDataset.mix` truncates the weights to hundredths of the smallest (0.33 % off at 1 : 2),
+drifts by more than a row with many components, and costs 98 us a row at 500 of them.
+"""
+
+import heapq
+import sys
+from collections.abc import Sequence
+from fractions import Fraction
+from math import lcm
+
+import grain
+import numpy as np
+
+LONGEST_PERIOD = 100_000  # rows; weights of finer grain are rounded to this
+
+
+def mix(
+    components: Sequence[grain.MapDataset], weights: Sequence[float]
+) -> grain.MapDataset:
+    """Endless rows of endless `components` in proportion to `weights` (all above 0)."""
+    return grain.MapDataset.select_from_datasets(components, Schedule(quotas(weights)))
+
+
+def effective_weights(weights: Sequence[float]) -> tuple[float, ...]:
+    """The shares that a mixture with these weights really has; they sum to 1."""
+    rows = quotas(weights)
+    return tuple(quota / sum(rows) for quota in rows)
+
+
+def quotas(weights: Sequence[float]) -> list[int]:
+    """Rows of each component in one period: exact where 100,000 rows allow, else rounded to that.
+
+    Every component with a weight above 0 gets at least one row.
+    """
+    exact = [Fraction(str(weight)) for weight in weights]
+    shares = [weight / sum(exact) for weight in exact]
+    period = lcm(*(share.denominator for share in shares))
+    if period > LONGEST_PERIOD:
+        rounded = [max(1, round(share * LONGEST_PERIOD)) for share in shares]
+        rounded[rounded.index(max(rounded))] += LONGEST_PERIOD - sum(rounded)
+        return [quota if share else 0 for quota, share in zip(rounded, shares, strict=True)]
+    return [int(share * period) for share in shares]
+
+
+class Schedule(grain.transforms.DatasetSelectionMap):
+    """Row of the mixture -> (component, row of that component), in closed form."""
+
+    def __init__(self, quota: Sequence[int]):
+        self._quota = np.array(quota, np.int64)
+        self._component = _earliest_deadline_first(quota)
+        self._rank = np.empty_like(self._component)
+        for component, rows in enumerate(quota):
+            self._rank[self._component == component] = np.arange(rows)
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        period, row = divmod(index, self._component.size)
+        component = int(self._component[row])
+        return component, period * int(self._quota[component]) + int(self._rank[row])
+
+
+def _earliest_deadline_first(quota: Sequence[int]) -> np.ndarray:
+    """Component of each row in a period, int32[sum(quota)].
+
+    The j-th of a component's q rows may be used from slot floor(j * p / q) and must be before
+    ceil((j + 1) * p / q); taking the earliest deadline meets them all, and hence keeps every prefix
+    within one row (Baruah et al. 1996, proportionate progress).
+    """
+    period = sum(quota)
+    waiting = [(0, component, 0) for component, rows in enumerate(quota) if rows]
+    ready, schedule = [], np.empty(period, np.int32)
+    for slot in range(period):
+        while waiting and waiting[0][0] <= slot:
+            _, component, row = heapq.heappop(waiting)
+            deadline = -(-(row + 1) * period // quota[component])
+            heapq.heappush(ready, (deadline, component, row))
+        _, component, row = heapq.heappop(ready)
+        schedule[slot] = component
+        if row + 1 < quota[component]:
+            heapq.heappush(waiting, ((row + 1) * period // quota[component], component, row + 1))
+    return schedule

@@ -1,0 +1,76 @@
+"""The attention door: one call, several forms of the same sum; it fails rather than falls back."""
+
+from functools import partial
+from typing import Literal
+
+import jax
+
+from gemma_train.axes import activation
+from gemma_train.errors import require
+from gemma_train.kernels import attention_blocked, attention_xla
+from gemma_train.kernels.attention_mask import AttentionMask
+
+Implementation = Literal["auto", "reference", "blocked"]
+
+
+def attention(
+    query_btnh: jax.Array,
+    key_bskh: jax.Array,
+    value_bskh: jax.Array,
+    mask: AttentionMask,
+    *,
+    soft_cap: float | None = None,
+    implementation: Implementation = "auto",
+) -> jax.Array:
+    """[b, t, n, h]: each query's values weighted by softmax(query . key) over the keys it may see.
+
+    Queries come scaled. Query head m uses key/value head m // (n / k). Sequences may be split over
+    the mesh axis seq: keys and values are then gathered. `auto` takes `blocked` for windows shorter
+    than the row, else `reference`. Raises `UserError` where a form cannot compute the mask.
+    """
+    if implementation == "auto":
+        local = mask.window is not None and mask.window < key_bskh.shape[1]
+        implementation = "blocked" if local else "reference"
+    require(
+        implementation != "blocked" or mask.window is not None,
+        "compute.attention is 'blocked', which has no global layers: use 'auto' or 'reference'",
+    )
+    local_form = partial(_on_one_shard, soft_cap=soft_cap, implementation=implementation)
+    arrays = (query_btnh, key_bskh, value_bskh, mask)
+    specs = jax.tree.map(lambda x: activation("btnh"[: x.ndim]), arrays)
+    return jax.shard_map(local_form, in_specs=specs, out_specs=specs[0])(*arrays)
+
+
+def _on_one_shard(
+    query_btnh: jax.Array,
+    key_bskh: jax.Array,
+    value_bskh: jax.Array,
+    mask: AttentionMask,
+    *,
+    soft_cap: float | None,
+    implementation: Implementation,
+) -> jax.Array:
+    """Attention of the positions of one device, over the keys of all along seq."""
+    length = query_btnh.shape[1]
+    key_bskh, value_bskh = _all_positions(key_bskh), _all_positions(value_bskh)
+    mask = AttentionMask(
+        query_positions_bt=mask.query_positions_bt,
+        query_segments_bt=mask.query_segments_bt,
+        key_positions_bs=_all_positions(mask.key_positions_bs),
+        key_segments_bs=_all_positions(mask.key_segments_bs),
+        window=mask.window,
+    )
+    if implementation == "reference":
+        return attention_xla.attend(query_btnh, key_bskh, value_bskh, mask, soft_cap)
+    first_query = jax.lax.axis_index("seq") * length if key_bskh.shape[1] != length else 0
+    return attention_blocked.attend(
+        query_btnh, key_bskh, value_bskh, mask, soft_cap, first_query
+    )
+
+
+def _all_positions(x: jax.Array) -> jax.Array:
+    """[b, s / seq, ...] -> [b, s, ...]. Untiled: its transpose is then a reduce-scatter on TPU."""
+    if jax.sharding.get_abstract_mesh().shape["seq"] == 1:
+        return x
+    shards = jax.lax.all_gather(x, "seq", axis=1, tiled=False)
+    return shards.reshape(x.shape[0], -1, *x.shape[2:])

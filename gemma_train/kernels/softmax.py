@@ -1,0 +1,14 @@
+"""Softmax over the keys a query may see, with Gemma 2's cap on the scores."""
+
+import jax
+import jax.numpy as jnp
+
+# Finite, so that a row without any visible key (padding) gives equal weights and no NaN.
+HIDDEN = -1e30
+
+
+def masked_softmax(scores: jax.Array, seen: jax.Array, soft_cap: float | None) -> jax.Array:
+    """Softmax of float32 [..., t, s] scores over s, the cap applied before the mask."""
+    if soft_cap is not None:
+        scores = soft_cap * jnp.tanh(scores / soft_cap)
+    return jax.nn.softmax(jnp.where(seen, scores, HIDDEN), axis=-1)

@@ -1,0 +1,178 @@
+"""The next-token loss without the logits: token chunks, split vocabulary, gradients in the forward.
+
+A [tokens, vocabulary] array never exists: a scan takes chunks of tokens, computes their logits
+against this device's rows of the table, and at once the loss and both gradients, 6NDV operations
+against 8NDV with recomputation. The backward pass only scales them. Evaluation runs the forward
+part alone.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from gemma_train.axes import MESH_AXES, activation
+from gemma_train.zero3 import axes_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossTerms:
+    """What the loss of a token is made of, and how many are computed at a time."""
+
+    z_loss: float = 0.0  # weight of the squared log of the softmax's denominator
+    soft_cap: float | None = None  # cap * tanh(logits / cap) (Gemma 2)
+    chunk: int = 1024  # tokens of each device whose logits exist at one time
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def vocabulary_loss(
+    states_btd: jax.Array,
+    table_vd: jax.Array,
+    targets_bt: jax.Array,
+    weights_bt: jax.Array,
+    terms: LossTerms,
+) -> tuple[jax.Array, jax.Array]:
+    """(loss, cross-entropy): sums over tokens of weight * value, float32 scalars.
+
+    The first carries the z-loss and is differentiable in states and table; the second is for the
+    record. Weights of tokens without loss are 0; put 1 / (number of tokens) in them for a mean.
+    `table_vd` comes as it is stored, split by `zero3.split`; matmuls run in the dtype of the states.
+    """
+    sums, _ = _run(states_btd, table_vd, targets_bt, weights_bt, terms, with_gradients=False)
+    return sums
+
+
+def _forward(states_btd, table_vd, targets_bt, weights_bt, terms):
+    return _run(states_btd, table_vd, targets_bt, weights_bt, terms, with_gradients=True)
+
+
+def _backward(terms, gradients, cotangents):
+    states_btd, table_vd = gradients
+    scale = cotangents[0]
+    return (states_btd * scale.astype(states_btd.dtype), table_vd * scale, None, None)
+
+
+vocabulary_loss.defvjp(_forward, _backward)
+
+
+def _run(states_btd, table_vd, targets_bt, weights_bt, terms, *, with_gradients):
+    """Sums and gradients, each device on its tokens and its rows of the table."""
+    rows, columns = axes_of(table_vd)
+    shard = partial(
+        _on_one_shard, terms=terms, rows=rows, columns=columns, with_gradients=with_gradients
+    )
+    table_spec = jax.typeof(table_vd).sharding.spec
+    specs = (activation("btd"), table_spec, activation("bt"), activation("bt"))
+    gradient_specs = (activation("btd"), table_spec) if with_gradients else None
+    return jax.shard_map(
+        shard,
+        in_specs=specs,
+        out_specs=((PartitionSpec(), PartitionSpec()), gradient_specs),
+        check_vma=False,
+    )(states_btd, table_vd, targets_bt, weights_bt)
+
+
+def _on_one_shard(
+    states_btd, table_vd, targets_bt, weights_bt, *, terms, rows, columns, with_gradients
+):
+    """A scan over chunks of this device's tokens.
+
+    Devices that share the rows axes hold different rows of the table: they work on each other's
+    tokens, chunk by chunk.
+    """
+    dtype, width = states_btd.dtype, states_btd.shape[-1]
+    table_vd = table_vd.astype(dtype)
+    for axis in reversed(columns):
+        table_vd = jax.lax.all_gather(table_vd, axis, axis=1, tiled=True)
+    first_row = jax.lax.axis_index(tuple(rows)) * table_vd.shape[0] if rows else 0
+
+    tokens = targets_bt.size
+    chunk = min(terms.chunk, tokens)
+    fill = -tokens % chunk
+
+    def chunks(x: jax.Array) -> jax.Array:
+        flat = x.reshape(tokens, *x.shape[2:])
+        flat = jnp.pad(flat, ((0, fill), *((0, 0),) * (flat.ndim - 1)))
+        return flat.reshape(-1, chunk, *flat.shape[1:])
+
+    def body(carry, one):
+        sums, gradient_vd = carry
+        states_cd, targets_c, weights_c = (_gathered(x, rows) for x in one)
+        chunk_sums, scores_cv = _chunk(
+            states_cd, table_vd, targets_c - first_row, weights_c, terms, rows
+        )
+        sums = jax.tree.map(jnp.add, sums, chunk_sums)
+        if not with_gradients:
+            return (sums, gradient_vd), None
+        gradient_vd += jnp.einsum(
+            "cv,cd->vd", scores_cv, states_cd, preferred_element_type=jnp.float32
+        )
+        gradient_cd = jnp.einsum("cv,vd->cd", scores_cv, table_vd)
+        return (sums, gradient_vd), _scattered(gradient_cd, rows)
+
+    zero = jnp.zeros((), jnp.float32)
+    empty_vd = jnp.zeros(table_vd.shape, jnp.float32) if with_gradients else None
+    (sums, gradient_vd), gradient_xcd = jax.lax.scan(
+        body, ((zero, zero), empty_vd), (chunks(states_btd), chunks(targets_bt), chunks(weights_bt))
+    )
+    whole_axes = tuple(axis for axis in MESH_AXES if axis not in rows)
+    sums = jax.tree.map(lambda x: jax.lax.psum(x, whole_axes), sums)
+    if not with_gradients:
+        return sums, None
+    gradient_btd = gradient_xcd.reshape(-1, width)[:tokens].reshape(states_btd.shape)
+    gradient_vd = _reduced(gradient_vd, dtype, rows, columns)
+    return sums, (gradient_btd, gradient_vd)
+
+
+def _chunk(states_cd, table_vd, targets_c, weights_c, terms, rows):
+    """The sums of a chunk, and the gradient of its loss by its (uncapped) logits, [c, v].
+
+    `targets_c` counts from this device's first row: a target elsewhere is out of range.
+    """
+    logits_cv = jnp.einsum("cd,vd->cv", states_cd, table_vd, preferred_element_type=jnp.float32)
+    if terms.soft_cap is not None:
+        tanh_cv = jnp.tanh(logits_cv / terms.soft_cap)
+        logits_cv = terms.soft_cap * tanh_cv
+    is_target_cv = jax.lax.broadcasted_iota(jnp.int32, logits_cv.shape, 1) == targets_c[:, None]
+    peak_c = jax.lax.stop_gradient(jnp.max(logits_cv, axis=1))
+    peak_c = jax.lax.pmax(peak_c, tuple(rows)) if rows else peak_c
+    powers_cv = jnp.exp(logits_cv - peak_c[:, None])
+    denominator_c, target_c = (
+        jnp.sum(powers_cv, axis=1),
+        jnp.sum(jnp.where(is_target_cv, logits_cv, 0.0), axis=1),
+    )
+    if rows:
+        denominator_c, target_c = jax.lax.psum((denominator_c, target_c), tuple(rows))
+    normalizer_c = jnp.log(denominator_c) + peak_c
+    cross_entropy = jnp.sum(weights_c * (normalizer_c - target_c))
+    loss = cross_entropy + terms.z_loss * jnp.sum(weights_c * jnp.square(normalizer_c))
+    share_c = weights_c * (1.0 + 2.0 * terms.z_loss * normalizer_c) / denominator_c
+    scores_cv = powers_cv * share_c[:, None] - jnp.where(is_target_cv, weights_c[:, None], 0.0)
+    if terms.soft_cap is not None:
+        scores_cv *= 1.0 - jnp.square(tanh_cv)
+    return (loss, cross_entropy), scores_cv.astype(states_cd.dtype)
+
+
+def _gathered(x, rows):
+    """A chunk of every device along the rows axes, one after the other."""
+    for axis in reversed(rows):
+        x = jax.lax.all_gather(x, axis, axis=0, tiled=True)
+    return x
+
+
+def _scattered(x, rows):
+    """The transpose of `_gathered`: sums over the rows axes, each device keeping its own chunk."""
+    for axis in rows:
+        x = jax.lax.psum_scatter(x, axis, scatter_dimension=0, tiled=True)
+    return x
+
+
+def _reduced(gradient_vd, dtype, rows, columns):
+    """The table's gradient on its shard: scattered in the compute dtype, then summed in float32."""
+    gradient_vd = gradient_vd.astype(dtype)
+    for axis in columns:
+        gradient_vd = jax.lax.psum_scatter(gradient_vd, axis, scatter_dimension=1, tiled=True)
+    others = tuple(axis for axis in MESH_AXES if axis not in (*rows, *columns))
+    return jax.lax.psum(gradient_vd.astype(jnp.float32), others)

@@ -1,0 +1,108 @@
+"""The device mesh (replica, data, seq) and the start of the runtime that holds its devices.
+
+One seam for three runtimes: one process that sees every device, many processes that each see their
+own (`jax.distributed`), and Pathways, where one process drives the devices of all. The mesh is
+Explicit: shardings are part of types, a wrong one is an error when the step is traced.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh
+
+from gemma_train.axes import MESH_AXES
+from gemma_train.errors import UserError, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """How many devices stand along each axis; their product is the number of devices used."""
+
+    replica: int = 1  # whole copies of the parameters, each with its own sequences
+    data: int = 1  # devices that share out sequences, parameters, gradients and moments
+    seq: int = 1  # devices that share out the positions of a sequence, and parameters again
+    runtime: Literal["one_process", "many_processes", "pathways"] = "one_process"  # who drives them
+
+    def __post_init__(self) -> None:
+        for name in ("replica", "data", "seq"):
+            size = getattr(self, name)
+            require(size >= 1, f"mesh.{name} is {size}: it must be at least 1")
+
+    @property
+    def devices(self) -> int:
+        return self.replica * self.data * self.seq
+
+    @property
+    def axis_sizes(self) -> dict[str, int]:
+        """The size of each mesh axis.
+
+        Without a seq axis, data becomes two near-equal axes, so that parameters are gathered and
+        gradients scattered in two short hops; with one, data and seq are the two hops.
+        """
+        minor = 1
+        if self.seq == 1:
+            minor = max(m for m in range(1, math.isqrt(self.data) + 1) if self.data % m == 0)
+        return dict(zip(MESH_AXES, (self.replica, self.data // minor, minor, self.seq)))
+
+
+def start_runtime(config: MeshConfig) -> None:
+    """Join the other processes, or Pathways; must run before anything touches a device.
+
+    Many processes take coordinator, count and number from the cluster, or from the variables
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+    """
+    match config.runtime:
+        case "one_process":
+            pass
+        case "many_processes":
+            if not jax.distributed.is_initialized():
+                jax.distributed.initialize()
+        case "pathways":
+            try:
+                import pathwaysutils
+            except ImportError as error:
+                raise UserError(
+                    "mesh.runtime is 'pathways' but pathwaysutils is not installed: "
+                    "pip install pathwaysutils"
+                ) from error
+            pathwaysutils.initialize()
+
+
+def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
+    """The mesh over `devices` (all of the runtime's when None), laid out along the hardware.
+
+    Raises `UserError` when the product of the axes is not the number of devices.
+    """
+    devices = list(jax.devices()) if devices is None else devices
+    if config.devices != len(devices):
+        raise UserError(
+            f"mesh replica {config.replica} x data {config.data} x seq {config.seq} = "
+            f"{config.devices} devices, but this runtime has {len(devices)}: "
+            f"choose --mesh.replica, --mesh.data and --mesh.seq with product {len(devices)}"
+        )
+    sizes = config.axis_sizes
+    return Mesh(
+        _lay_out(tuple(sizes.values()), devices),
+        tuple(sizes),
+        axis_types=(AxisType.Explicit,) * len(sizes),
+    )
+
+
+def _lay_out(shape: tuple[int, ...], devices: list[jax.Device]) -> np.ndarray:
+    """Devices in `shape`; slices joined by the slower network lie along replica, the first axis."""
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    require(
+        shape[0] % slices == 0,
+        f"mesh.replica is {shape[0]} over {slices} slices: it must be a multiple of {slices}",
+    )
+    within = (shape[0] // slices, *shape[1:])
+    across = (slices, *(1 for _ in shape[1:]))
+    return mesh_utils.create_hybrid_device_mesh(
+        within, across, devices, allow_split_physical_axes=True
+    )

@@ -1,0 +1,73 @@
+"""Seconds a step takes, tokens a second, and seconds spent waiting for data.
+
+Evaluations and checkpoints pause the clock; the first step, which compiles, is reported apart.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+class StepClock:
+    """Measures the steps of a loop on the host; made just before the first step.
+
+    The loop ticks once a step. `now` gives seconds from any origin and never goes back.
+    """
+
+    def __init__(self, tokens_per_step: int, now: Callable[[], float] = time.perf_counter) -> None:
+        self._tokens_per_step = tokens_per_step
+        self._now = now
+        self._started = now()
+        self._data_wait = 0.0
+        self._first_step_seconds: float | None = None
+        self._steps = 0
+        self._total_seconds = 0.0
+        self._total_data_wait = 0.0
+
+    def tick(self) -> dict[str, float]:
+        """End a step and begin the next.
+
+        Returns `seconds_per_step`, `tokens_per_second` and `data_wait_seconds` of that step; for
+        the first one, which compiles, only `first_step_seconds` and `data_wait_seconds`.
+        """
+        now = self._now()
+        seconds, data_wait = now - self._started, self._data_wait
+        self._started, self._data_wait = now, 0.0
+        if self._first_step_seconds is None:
+            self._first_step_seconds = seconds
+            return {"first_step_seconds": seconds, "data_wait_seconds": data_wait}
+        self._steps += 1
+        self._total_seconds += seconds
+        self._total_data_wait += data_wait
+        return self._scalars(seconds, data_wait)
+
+    def averages(self) -> dict[str, float]:
+        """The scalars of `tick`, averaged over all steps but the first; `{}` before the second."""
+        if not self._steps:
+            return {}
+        return self._scalars(self._total_seconds / self._steps, self._total_data_wait / self._steps)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave what happens inside (an evaluation, a checkpoint) out of the step's time."""
+        begun = self._now()
+        try:
+            yield
+        finally:
+            self._started += self._now() - begun
+
+    @contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        """Count what happens inside as waiting for data; it stays part of the step's time."""
+        begun = self._now()
+        try:
+            yield
+        finally:
+            self._data_wait += self._now() - begun
+
+    def _scalars(self, seconds: float, data_wait: float) -> dict[str, float]:
+        return {
+            "seconds_per_step": seconds,
+            "tokens_per_second": self._tokens_per_step / max(seconds, 1e-9),
+            "data_wait_seconds": data_wait,
+        }

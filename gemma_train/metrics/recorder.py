@@ -1,0 +1,205 @@
+"""Scalars of a run: `metrics.jsonl` (the truth) and, if asked, TensorBoard.
+
+Values are read one step late: `record` of step n writes step n - 1, whose numbers the device has
+finished by then, so that the host never waits for the step it has just sent.
+"""
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Literal, Protocol, Self
+
+from etils import epath
+
+from gemma_train import storage
+from gemma_train.errors import UserError
+
+FILE = "metrics.jsonl"
+TENSORBOARD_FOLDER = "tensorboard"
+# Object stores cannot append: there the file is rewritten whole, at most this often.
+REWRITE_SECONDS = 60.0
+NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+Kind = Literal["train", "evaluation", "event"]
+
+
+class Recorder:
+    """Appends a run's scalars to `<folder>/metrics.jsonl` and `<folder>/tensorboard`.
+
+    Made by one process of a run. `start_step` is the last step that the run may build on: 0 begins
+    an empty file, n keeps the lines up to step n and drops those of the life that was killed.
+    """
+
+    def __init__(self, folder: str | epath.Path, start_step: int, tensorboard: bool) -> None:
+        run = storage.path(str(folder))
+        run.mkdir(parents=True, exist_ok=True)
+        self._pending: dict[str, Any] = {}
+        self._file = _open(run / FILE, _cut(run / FILE, start_step))
+        # TensorBoard hides steps >= purge_step, and keeps the event files of earlier lives.
+        purge_step = start_step + 1 if start_step else 0
+        self._board = (
+            _open_tensorboard(run / TENSORBOARD_FOLDER, purge_step) if tensorboard else None
+        )
+
+    def record(self, step: int, scalars: Mapping[str, Any], kind: Kind = "train") -> dict[str, Any]:
+        """Keep the scalars of `step` pending and write those of the previous call.
+
+        Values are numbers, texts, or arrays of shape () that a device may still be computing.
+        Returns the line just written, as plain numbers: `{}` at the first call and after `flush`.
+        """
+        for value in scalars.values():
+            if hasattr(value, "copy_to_host_async"):
+                value.copy_to_host_async()  # starts the transfer, so that reading finds it done
+        written = self._write_pending()
+        self._pending = {"step": int(step), "time": time.time(), "kind": kind, **scalars}
+        return written
+
+    def flush(self) -> dict[str, Any]:
+        """Write what is pending, waiting for the device; as before an evaluation or a checkpoint.
+
+        Returns the line written, or `{}`.
+        """
+        written = self._write_pending()
+        self._file.flush()
+        if self._board is not None:
+            self._board.flush()
+        return written
+
+    def close(self) -> None:
+        """Flush, and let go of the files."""
+        self.flush()
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _write_pending(self) -> dict[str, Any]:
+        line = {name: _plain(value) for name, value in self._pending.items()}
+        self._pending = {}
+        if not line:
+            return line
+        self._file.write(_encode(line))
+        if self._board is not None:
+            for name, value in line.items():
+                if name not in ("step", "time") and not isinstance(value, str):
+                    tag = f"{line['kind']}/{name}"
+                    self._board.add_scalar(tag, value, line["step"], line["time"])
+        return line
+
+
+def read(folder: str | epath.Path) -> list[dict[str, Any]]:
+    """The lines of `<folder>/metrics.jsonl` in order, non-finite values as floats.
+
+    A half-written last line (kill -9) is dropped. Raises `UserError` if the file is missing, or
+    naming file and line for anything else that is not a record.
+    """
+    file = storage.path(str(folder)) / FILE
+    if not file.exists():
+        raise UserError(f"{folder} holds no {FILE}: name the folder of a run that has started")
+    *whole, rest = file.read_bytes().split(b"\n")
+    lines = [_decode(line, f"{file} line {number}") for number, line in enumerate(whole, 1)]
+    try:
+        # Nothing, half a line, or a whole one that lost only its line end.
+        return [*lines, _decode(rest, "")] if rest else lines
+    except UserError:
+        return lines
+
+
+def _cut(file: epath.Path, start_step: int) -> str:
+    """The text of `file` up to `start_step`, without what a killed life wrote after it."""
+    if start_step == 0 or not file.exists():
+        return ""
+    return "".join(_encode(line) for line in read(file.parent) if line["step"] <= start_step)
+
+
+def _plain(value: Any) -> int | float | str:
+    return value if isinstance(value, int | str) else float(value)
+
+
+def _encode(line: dict[str, Any]) -> str:
+    # JSON has no NaN and no infinity: they are written as the texts "nan", "inf" and "-inf".
+    safe = {
+        name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in line.items()
+    }
+    return json.dumps(safe, allow_nan=False) + "\n"
+
+
+def _decode(text: bytes, place: str) -> dict[str, Any]:
+    try:
+        line = json.loads(text)
+    except ValueError:
+        line = None
+    if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+        found = text[:40].decode(errors="replace")
+        raise UserError(f"{place} is not a record of metrics: {found!r}; delete that line")
+    for name, value in line.items():
+        if isinstance(value, str):
+            line[name] = NON_FINITE.get(value, value)
+    return line
+
+
+class _File(Protocol):
+    """A text file that grows by whole lines."""
+
+    def write(self, text: str, /) -> object: ...
+    def flush(self) -> None: ...
+    def close(self) -> None: ...
+
+
+def _open(file: epath.Path, text: str) -> _File:
+    return _ObjectFile(file, text) if "://" in str(file) else _LocalFile(file, text)
+
+
+class _LocalFile:
+    """Appends, handing every line to the system at once: kill -9 loses none that was written."""
+
+    def __init__(self, file: epath.Path, text: str) -> None:
+        storage.write_whole(file, text)
+        self._stream = file.open("a")
+        self.flush, self.close = self._stream.flush, self._stream.close
+
+    def write(self, text: str) -> None:
+        self._stream.write(text)
+        self._stream.flush()
+
+
+class _ObjectFile:
+    """Holds the text and rewrites the object whole, at most every `REWRITE_SECONDS`."""
+
+    def __init__(self, file: epath.Path, text: str) -> None:
+        self._file, self._texts = file, [text]
+        self.flush()
+
+    def write(self, text: str) -> None:
+        self._texts.append(text)
+        if time.monotonic() - self._written > REWRITE_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        storage.write_whole(self._file, "".join(self._texts))
+        self._written = time.monotonic()
+
+    close = flush
+
+
+def _open_tensorboard(folder: epath.Path, purge_step: int) -> Any:
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        raise UserError(
+            "tensorboard=True needs tensorboardX: pip install tensorboardX, or set it to False"
+        ) from None
+    return SummaryWriter(str(folder), purge_step=purge_step, flush_secs=30)

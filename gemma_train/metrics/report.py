@@ -1,0 +1,187 @@
+"""A run as one web page that needs nothing beside itself: figures, curves, sample, config."""
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from gemma_train import storage
+from gemma_train.errors import UserError, require
+from gemma_train.metrics import recorder
+from gemma_train.metrics.curves import Curve, Series, draw
+from gemma_train.metrics.wording import count, duration
+
+TEMPLATE = "report.html.jinja"
+
+Line = dict[str, Any]
+
+
+def page(run: epath.Path) -> str:
+    """The HTML of the report of a run folder.
+
+    Reads metrics.jsonl and, where they are, config.py, sample.txt and summary.json. Raises
+    `UserError` if no step is recorded, or if a file is not what it should be.
+    """
+    from jinja2 import Environment, FileSystemLoader
+
+    lines = recorder.read(run)
+    require(
+        any(line.get("kind") == "train" for line in lines),
+        f"{run / recorder.FILE} holds no training step yet: report it after its first steps",
+    )
+    summary = _summary(run / "summary.json")
+    templates = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=templates, autoescape=True, trim_blocks=True)
+    return environment.get_template(TEMPLATE).render(
+        name=run.name or str(run),
+        lead=_lead(lines, summary),
+        headline=_headline(lines, summary),
+        loss=_loss(lines, summary),
+        plots=_plots(lines),
+        summary=[(name.replace("_", " "), _exact(value)) for name, value in summary.items()],
+        sample=_text(run / "sample.txt"),
+        config=_text(run / "config.py"),
+    )
+
+
+def _summary(file: epath.Path) -> Line:
+    if not file.exists():
+        return {}
+    try:
+        summary = json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(f"{file} is not JSON ({error}): mend or delete it") from None
+    require(isinstance(summary, dict), f"{file} is not a JSON object of figures: mend or delete it")
+    return summary
+
+
+def _text(file: epath.Path) -> str | None:
+    return file.read_text() if file.exists() else None
+
+
+def _series(lines: list[Line], name: str, kind: str = "train") -> tuple[Series, int]:
+    """The finite values of a scalar, and how many were not."""
+    found = [
+        (line["step"], line[name])
+        for line in lines
+        if line.get("kind") == kind and isinstance(line.get(name), int | float)
+    ]
+    step, value = np.array(found, dtype=float).reshape(-1, 2).T
+    finite = np.isfinite(value)
+    return Series(step=step[finite], value=value[finite]), int((~finite).sum())
+
+
+def _data_wait(lines: list[Line]) -> list[Line]:
+    """The lines with the share of a step spent waiting for data, as `data_wait`."""
+    return [
+        {**line, "data_wait": line["data_wait_seconds"] / line["seconds_per_step"]}
+        for line in lines
+        if line.get("seconds_per_step") and "data_wait_seconds" in line
+    ]
+
+
+def _lead(lines: list[Line], summary: Line) -> str:
+    begun = time.strftime("%-d %B %Y", time.gmtime(lines[0]["time"]))
+    device = summary.get("device") or summary.get("device_kind")
+    steps = max(line["step"] for line in lines)
+    return " · ".join([f"{steps:,} steps", *([str(device)] if device else []), f"begun {begun}"])
+
+
+def _headline(lines: list[Line], summary: Line) -> list[tuple[str, str, str]]:
+    """The figures on top: what, how much, and in which unit."""
+    figures = []
+    held_out = _held_out_loss(lines, summary)
+    if held_out is not None:
+        figures.append(("held-out loss", f"{held_out:.3f}", "nats a token"))
+        if unigram := summary.get("unigram_entropy"):
+            figures.append(("under unigram entropy", f"{unigram - held_out:.3f}", "nats a token"))
+    speed = _series(lines, "tokens_per_second")[0]
+    if (tokens := _tokens(lines, summary)) is not None:
+        figures.append(("tokens seen", count(tokens), ""))
+    figures.append(("wall time", duration(lines[-1]["time"] - lines[0]["time"]), ""))
+    if len(speed.value):
+        figures.append(("median speed", count(float(np.median(speed.value))), "tokens/s"))
+    utilization = _series(lines, "model_flops_utilization")[0]
+    if len(utilization.value):
+        figures.append(("median MFU", f"{100 * np.median(utilization.value):.1f}", "%"))
+    return figures
+
+
+def _held_out_loss(lines: list[Line], summary: Line) -> float | None:
+    series = _series(lines, "loss", "evaluation")[0]
+    return float(series.value[-1]) if len(series.value) else summary.get("held_out_loss")
+
+
+def _tokens(lines: list[Line], summary: Line) -> float | None:
+    """As the summary says, or the last step times the tokens of a step."""
+    if "tokens" in summary:
+        return summary["tokens"]
+    timed = [line for line in lines if "tokens_per_second" in line]
+    if not timed:
+        return None
+    last = timed[-1]
+    return last["step"] * last["tokens_per_second"] * last["seconds_per_step"]
+
+
+def _loss(lines: list[Line], summary: Line) -> dict[str, Any] | None:
+    """The plot of training and held-out loss."""
+    train, lost = _series(lines, "loss")
+    if not len(train.value):
+        return None
+    held_out = _series(lines, "loss", "evaluation")[0]
+    level = summary.get("unigram_entropy")
+    curve = Curve(
+        name="loss",
+        train=train,
+        held_out=held_out if len(held_out.value) else None,
+        level=level,
+        label=lambda value: f"{value:g}",
+        inches=(9.6, 4.2),
+    )
+    return {"svg": _safe(curve), "lost": lost, "curve": curve}
+
+
+def _plots(lines: list[Line]) -> list[dict[str, Any]]:
+    """The smaller plots, those that the run has numbers for."""
+    waits = _data_wait(lines)
+    wanted = [
+        ("gradient norm", lines, "gradient_norm", _short, {"logarithmic": True}),
+        ("learning rate", lines, "learning_rate", _short, {"smooth": False, "from_zero": True}),
+        ("tokens a second", lines, "tokens_per_second", count, {"from_zero": True}),
+        ("share of time waiting for data", waits, "data_wait", _percent, {"from_zero": True}),
+        ("MFU", lines, "model_flops_utilization", _percent, {"from_zero": True}),
+    ]
+    plots = []
+    for title, source, name, label, style in wanted:
+        series, lost = _series(source, name)
+        if len(series.value):
+            curve = Curve(name=name, train=series, label=label, **style)
+            median = label(float(np.median(series.value)))
+            plots.append({"title": title, "svg": _safe(curve), "median": median, "lost": lost})
+    return plots
+
+
+def _safe(curve: Curve) -> Any:
+    from markupsafe import Markup
+
+    return Markup(draw(curve))
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}".replace("e-0", "e-")
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.3g} %"
+
+
+def _exact(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, int) or not math.isfinite(value):
+        return f"{value:,}"
+    return f"{value:,.6g}"

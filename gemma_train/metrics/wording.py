@@ -1,0 +1,23 @@
+"""Large numbers and long times as a person says them."""
+
+
+def count(number: float) -> str:
+    """A count in three digits: 987, 12.3k, 4.56M, 7.89B, 1.23T."""
+    for unit in ("", "k", "M", "B"):
+        if abs(number) < 999.5:
+            return f"{number:.3g}{unit}"
+        number /= 1000
+    return f"{number:,.3g}T"
+
+
+def duration(seconds: float) -> str:
+    """A time in its two largest units: 42 s, 3 min 20 s, 5 h 10 min, 2 d 4 h."""
+    rest = round(seconds)
+    for unit, next_unit, size, next_size in (
+        ("d", "h", 86_400, 3600),
+        ("h", "min", 3600, 60),
+        ("min", "s", 60, 1),
+    ):
+        if rest >= size:
+            return f"{rest // size} {unit} {rest % size // next_size} {next_unit}"
+    return f"{rest} s"

@@ -1,0 +1,141 @@
+"""A layer's attention: projections, query-key norm, rotary positions, and the cache for sampling."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from gemma_train.kernels.attention import attention
+from gemma_train.kernels.attention_mask import AttentionMask
+from gemma_train.model.config import ComputeConfig, GemmaConfig, Kind
+from gemma_train.model.layers import rms_norm, rotate
+from gemma_train.model.weight import Declaration
+from gemma_train.zero3 import gather
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class LayerCache:
+    """Keys and values of past tokens; a token at position p stands in slot p % slots.
+
+    A local layer has as many slots as its window. Free slots have segment -1.
+    """
+
+    key_bskh: jax.Array
+    value_bskh: jax.Array
+    positions_bs: jax.Array
+    segments_bs: jax.Array
+
+    @classmethod
+    def empty(cls, batch: int, slots: int, config: GemmaConfig, dtype: str) -> "LayerCache":
+        shape = (batch, slots, config.key_value_heads, config.head_dimension)
+        return cls(
+            key_bskh=jnp.zeros(shape, dtype),
+            value_bskh=jnp.zeros(shape, dtype),
+            positions_bs=jnp.zeros((batch, slots), jnp.int32),
+            segments_bs=jnp.full((batch, slots), -1, jnp.int32),
+        )
+
+    def write(
+        self,
+        key_btkh: jax.Array,
+        value_btkh: jax.Array,
+        positions_bt: jax.Array,
+        segments_bt: jax.Array,
+    ) -> "LayerCache":
+        """The cache with these tokens in their slots; padding, and what a later token of the same
+        call would overwrite, is not written."""
+        slots = self.positions_bs.shape[1]
+        newest_b1 = jnp.max(positions_bt, axis=1, keepdims=True)
+        kept_bt = (segments_bt > 0) & (positions_bt > newest_b1 - slots)
+        slot_bt = jnp.where(kept_bt, positions_bt % slots, slots)
+        row_b1 = jnp.arange(positions_bt.shape[0])[:, None]
+
+        def put(old: jax.Array, new: jax.Array) -> jax.Array:
+            return old.at[row_b1, slot_bt].set(new.astype(old.dtype), mode="drop")
+
+        return LayerCache(
+            key_bskh=put(self.key_bskh, key_btkh),
+            value_bskh=put(self.value_bskh, value_btkh),
+            positions_bs=put(self.positions_bs, positions_bt),
+            segments_bs=put(self.segments_bs, segments_bt),
+        )
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention of one layer, local or global."""
+
+    def __init__(
+        self, config: GemmaConfig, compute: ComputeConfig, kind: Kind, declare: Declaration
+    ):
+        self.config, self.compute, self.kind = config, compute, kind
+        self.query = declare.weight("dnh", fan_in="d")
+        self.key = declare.weight("dkh", fan_in="d")
+        self.value = declare.weight("dkh", fan_in="d")
+        self.output = declare.weight("nhd", fan_in="nh")
+        if config.query_key_norm:
+            self.query_norm = declare.scale("h")
+            self.key_norm = declare.scale("h")
+
+    def __call__(
+        self,
+        x_btd: jax.Array,
+        positions_bt: jax.Array,
+        segments_bt: jax.Array,
+        cache: LayerCache | None = None,
+    ) -> tuple[jax.Array, LayerCache | None]:
+        """The branch's [b, t, d] output, and the cache with these tokens in it.
+
+        With a cache, one new token a row looks at the cache; several (the prompt, the cache still
+        empty) look at themselves.
+        """
+        query_btnh, key_btkh, value_btkh = self._project(x_btd, positions_bt)
+        window = self.config.window if self.kind == "local" else None
+        mask = AttentionMask.of_itself(positions_bt, segments_bt, window)
+        keys_bskh, values_bskh = key_btkh, value_btkh
+        if cache is not None:
+            cache = cache.write(key_btkh, value_btkh, positions_bt, segments_bt)
+            if x_btd.shape[1] == 1:
+                keys_bskh, values_bskh = cache.key_bskh, cache.value_bskh
+                mask = AttentionMask(
+                    query_positions_bt=positions_bt,
+                    query_segments_bt=segments_bt,
+                    key_positions_bs=cache.positions_bs,
+                    key_segments_bs=cache.segments_bs,
+                    window=window,
+                )
+        output_btnh = attention(
+            query_btnh,
+            keys_bskh,
+            values_bskh,
+            mask,
+            soft_cap=self.config.attention_soft_cap,
+            implementation="reference" if x_btd.shape[1] == 1 else self.compute.attention,
+        )
+        output_btnh = checkpoint_name(output_btnh, "attention_output")
+        output_nhd = gather(self.output[...], x_btd.dtype)
+        return jnp.einsum("btnh,nhd->btd", output_btnh, output_nhd), cache
+
+    def _project(
+        self, x_btd: jax.Array, positions_bt: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Scaled, normed and rotated queries and keys, and values."""
+        query_dnh = gather(self.query[...], x_btd.dtype)
+        key_dkh, value_dkh = (gather(w[...], x_btd.dtype) for w in (self.key, self.value))
+        query_btnh = jnp.einsum("btd,dnh->btnh", x_btd, query_dnh)
+        key_btkh = jnp.einsum("btd,dkh->btkh", x_btd, key_dkh)
+        value_btkh = jnp.einsum("btd,dkh->btkh", x_btd, value_dkh)
+        if self.config.query_key_norm:
+            query_btnh = rms_norm(query_btnh, self.query_norm[...])
+            key_btkh = rms_norm(key_btkh, self.key_norm[...])
+        base, factor = self.config.rope(self.kind)
+        scale = (self.config.query_scale or self.config.head_dimension) ** -0.5
+        query_btnh = rotate(query_btnh, positions_bt, base, factor) * scale
+        key_btkh = rotate(key_btkh, positions_bt, base, factor)
+        return (
+            checkpoint_name(query_btnh, "query"),
+            checkpoint_name(key_btkh, "key"),
+            checkpoint_name(value_btkh, "value"),
+        )

@@ -1,0 +1,165 @@
+"""Gemma 1, 2 and 3 (text): blocks, the scan over their repeating pattern, and the logits.
+
+One file for every generation: they differ by the values of GemmaConfig. Layers repeat a pattern
+(five local, one global in Gemma 3); equal blocks of all repetitions are stacked and a scan runs
+over the repetitions, so that compile time does not grow with depth. What a cut pattern leaves over
+follows unrolled.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from gemma_train.model.attention import Attention, LayerCache
+from gemma_train.model.config import ComputeConfig, GemmaConfig, Kind
+from gemma_train.model.layers import Embedding, FeedForward, rms_norm
+from gemma_train.model.weight import Declaration
+from gemma_train.zero3 import gather, share, whole
+
+
+class Block(nnx.Module):
+    """Attention and feed-forward, each behind a norm and, in Gemma 2 and 3, before another."""
+
+    def __init__(
+        self, config: GemmaConfig, compute: ComputeConfig, kind: Kind, declare: Declaration
+    ):
+        self.attention = Attention(config, compute, kind, declare)
+        self.feed_forward = FeedForward(declare)
+        self.pre_attention_norm = declare.scale("d")
+        self.pre_feed_forward_norm = declare.scale("d")
+        self.post_norms = config.post_norms
+        if config.post_norms:
+            self.post_attention_norm = declare.scale("d")
+            self.post_feed_forward_norm = declare.scale("d")
+
+    def __call__(
+        self,
+        x_btd: jax.Array,
+        positions_bt: jax.Array,
+        segments_bt: jax.Array,
+        cache: LayerCache | None = None,
+    ) -> tuple[jax.Array, LayerCache | None]:
+        normed_btd = rms_norm(x_btd, self.pre_attention_norm[...])
+        branch_btd, cache = self.attention(normed_btd, positions_bt, segments_bt, cache)
+        if self.post_norms:
+            branch_btd = rms_norm(branch_btd, self.post_attention_norm[...])
+        x_btd = x_btd + checkpoint_name(branch_btd, "branch")
+        branch_btd = self.feed_forward(rms_norm(x_btd, self.pre_feed_forward_norm[...]))
+        if self.post_norms:
+            branch_btd = rms_norm(branch_btd, self.post_feed_forward_norm[...])
+        return x_btd + checkpoint_name(branch_btd, "branch"), cache
+
+
+class Gemma(nnx.Module):
+    """A Gemma of any generation and size; parameters in float32."""
+
+    def __init__(self, config: GemmaConfig, compute: ComputeConfig, rngs: nnx.Rngs):
+        self.config, self.compute = config, compute
+        repetitions, left_over = divmod(config.layers, len(config.pattern))
+        alone = Declaration(config.sizes, rngs)
+        stacked = Declaration(config.sizes, rngs, stack=repetitions)
+        block = partial(Block, config, compute)
+        self.embedding = Embedding(alone)
+        kinds = config.pattern if repetitions else ()
+        self.pattern = nnx.List([block(kind, stacked) for kind in kinds])
+        self.remainder = nnx.List([block(kind, alone) for kind in config.pattern[:left_over]])
+        self.final_norm = alone.scale("d")
+
+    def __call__(
+        self,
+        tokens_bt: jax.Array,
+        positions_bt: jax.Array,
+        segments_bt: jax.Array,
+        cache: "Cache | None" = None,
+    ) -> tuple[jax.Array, "Cache | None"]:
+        """The final normed [b, t, d] states of these tokens, and the cache with them in it."""
+        x_btd = self.embedding(tokens_bt, self.compute.dtype)
+        pattern = _prepared(self.pattern, vector_rank=2)
+        remainder = _prepared(self.remainder, vector_rank=1)
+        caches = cache or Cache.none(self.config)
+        repeated, alone = _remat(self.compute, in_scan=True), _remat(self.compute, in_scan=False)
+
+        def repetition(x_btd, blocks_and_caches):
+            new = []
+            for block, layer in zip(*blocks_and_caches, strict=True):
+                x_btd, layer = repeated(block, x_btd, positions_bt, segments_bt, layer)
+                new.append(layer)
+            return x_btd, new
+
+        in_pattern, in_remainder = caches.pattern, []
+        if len(pattern):
+            x_btd, in_pattern = jax.lax.scan(repetition, x_btd, (pattern, in_pattern))
+        for block, layer in zip(remainder, caches.remainder, strict=True):
+            x_btd, layer = alone(block, x_btd, positions_bt, segments_bt, layer)
+            in_remainder.append(layer)
+        states_btd = rms_norm(x_btd, whole(self.final_norm[...]))
+        return states_btd, cache and Cache(pattern=in_pattern, remainder=in_remainder)
+
+    def logits(self, states_btd: jax.Array) -> jax.Array:
+        """[b, t, v] float32 logits, capped: for sampling and comparison, never for the loss."""
+        table_vd = gather(share(self.embedding.table[...]), states_btd.dtype)
+        logits_btv = jnp.einsum(
+            "btd,vd->btv", states_btd, table_vd, preferred_element_type=jnp.float32
+        )
+        cap = self.config.final_soft_cap
+        return logits_btv if cap is None else cap * jnp.tanh(logits_btv / cap)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Cache:
+    """A LayerCache for each block of the pattern (stacked over repetitions) and the remainder."""
+
+    pattern: list[LayerCache | None]
+    remainder: list[LayerCache | None]
+
+    @classmethod
+    def none(cls, config: GemmaConfig) -> "Cache":
+        """No cache at all, as in training."""
+        repetitions, left_over = divmod(config.layers, len(config.pattern))
+        blocks = len(config.pattern) if repetitions else 0
+        return cls(pattern=[None] * blocks, remainder=[None] * left_over)
+
+    @classmethod
+    def empty(cls, config: GemmaConfig, batch: int, length: int, dtype: str) -> "Cache":
+        """Room for `length` tokens a row on global layers, for the window on local ones."""
+        repetitions, left_over = divmod(config.layers, len(config.pattern))
+
+        def layer(kind: Kind) -> LayerCache:
+            slots = min(length, config.window or length) if kind == "local" else length
+            return LayerCache.empty(batch, slots, config, dtype)
+
+        def stacked(kind: Kind) -> LayerCache:
+            return jax.tree.map(lambda x: jnp.stack([x] * repetitions), layer(kind))
+
+        return cls(
+            pattern=[stacked(kind) for kind in config.pattern if repetitions],
+            remainder=[layer(kind) for kind in config.pattern[:left_over]],
+        )
+
+
+def _prepared(blocks: nnx.List, vector_rank: int) -> nnx.List:
+    """Blocks ready for use: matrices declared shared, norm scales (of this rank) made whole."""
+    return jax.tree.map(lambda w: whole(w) if w.ndim == vector_rank else share(w), blocks)
+
+
+def _remat(compute: ComputeConfig, *, in_scan: bool) -> Callable:
+    """A function that runs a block and recomputes in the backward pass what the policy says."""
+
+    def run(block: Block, *arguments):
+        return block(*arguments)
+
+    policies = jax.checkpoint_policies
+    match compute.remat:
+        case "none":
+            return run
+        case "full":
+            policy = policies.nothing_saveable
+        case "save_named":
+            policy = policies.save_only_these_names(*compute.saved)
+    return jax.checkpoint(run, policy=policy, prevent_cse=not in_scan)

@@ -1,0 +1,82 @@
+"""RMSNorm, rotary positions, the gated feed-forward and the embedding of Gemma.
+
+Norms and rotations run in float32 and are cast back; matmuls run in the compute dtype.
+Sources: the Gemma reports; flax code of google-deepmind/gemma for placement and scaling.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec, reshard
+
+from gemma_train.axes import ACTIVATIONS, activation
+from gemma_train.kernels.gated_gelu import gated_gelu
+from gemma_train.model.weight import Declaration
+from gemma_train.zero3 import axes_of, gather, share
+
+EPSILON = 1e-6
+
+
+def rms_norm(x: jax.Array, scale: jax.Array) -> jax.Array:
+    """x / rms(x) * (1 + scale) over the last axis, in float32, in the dtype of x."""
+    wide = x.astype(jnp.float32)
+    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + EPSILON)
+    return (wide * inverse * (1.0 + scale)).astype(x.dtype)
+
+
+def rotate(x: jax.Array, positions_bt: jax.Array, base: float, factor: float) -> jax.Array:
+    """Rotary positions on [b, t, heads, h]: the first half of h pairs with the second.
+
+    Angles are position / factor * base ** (-2i / h), in float32.
+    """
+    half = x.shape[-1] // 2
+    frequency_h = base ** (-jnp.arange(half, dtype=jnp.float32) / half) / factor
+    angle = positions_bt.astype(jnp.float32)[..., None, None] * frequency_h
+    cosine, sine = jnp.cos(angle), jnp.sin(angle)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = (first * cosine - second * sine, second * cosine + first * sine)
+    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+
+
+class FeedForward(nnx.Module):
+    """down(gelu_tanh(gate(x)) * up(x)), without biases."""
+
+    def __init__(self, declare: Declaration):
+        self.gate = declare.weight("df", fan_in="d")
+        self.up = declare.weight("df", fan_in="d")
+        self.down = declare.weight("fd", fan_in="f")
+
+    def __call__(self, x_btd: jax.Array) -> jax.Array:
+        gate_df, up_df = gather(self.gate[...], x_btd.dtype), gather(self.up[...], x_btd.dtype)
+        down_fd = gather(self.down[...], x_btd.dtype)
+        gate_btf = jnp.einsum("btd,df->btf", x_btd, gate_df)
+        up_btf = jnp.einsum("btd,df->btf", x_btd, up_df)
+        hidden_btf = checkpoint_name(gated_gelu(gate_btf, up_btf), "hidden")
+        return jnp.einsum("btf,fd->btd", hidden_btf, down_fd)
+
+
+class Embedding(nnx.Module):
+    """The table of the input, tied to the output projection."""
+
+    def __init__(self, declare: Declaration):
+        self.table = declare.weight("vd", fan_in="d")
+
+    def __call__(self, tokens_bt: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
+        """Rows of the table times sqrt(width), the root rounded to `dtype` as Gemma does.
+
+        No device holds the whole table: its rows are gathered, its columns stay split. A device
+        looks up its columns for the tokens of all that share them; one exchange then brings the
+        columns of each token together.
+        """
+        shared_vd = share(self.table[...])
+        columns = axes_of(shared_vd)[1]
+        spec_bt = PartitionSpec(*(_without(ACTIVATIONS[letter], columns) for letter in "bt"))
+        spec_btd = PartitionSpec(*spec_bt, tuple(columns) or None)
+        rows_vd = gather(shared_vd, dtype, keep=1)
+        x_btd = rows_vd.at[reshard(tokens_bt, spec_bt)].get(out_sharding=spec_btd, mode="clip")
+        return reshard(x_btd, activation("btd")) * jnp.asarray(shared_vd.shape[1] ** 0.5, dtype)
+
+
+def _without(axes: tuple[str, ...], removed: list[str]) -> tuple[str, ...] | None:
+    return tuple(axis for axis in axes if axis not in removed) or None

@@ -1,0 +1,1 @@
+"""SentencePiece with Gemma's symbols: loading, training, encoding and decoding."""

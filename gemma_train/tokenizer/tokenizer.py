@@ -1,0 +1,103 @@
+"""The tokenizer: text to ids and back, for our own and for Gemma's released SentencePiece models.
+
+SentencePiece matches user-defined pieces in raw text, so a web page that contains "<start_of_turn>"
+would forge a turn. Unless `allow_control` is set we cut such text after its first character: no part
+then holds the whole marker, and the parts are encoded as ordinary pieces. Whitespace runs and HTML tags
+are user-defined too, and stay: they mean what they say.
+"""
+
+import hashlib
+import re
+from collections.abc import Sequence
+
+import sentencepiece
+from google.protobuf.message import DecodeError
+from sentencepiece import sentencepiece_model_pb2
+
+from gemma_train import storage
+from gemma_train.errors import UserError, require
+from gemma_train.tokenizer import symbols
+
+
+class Tokenizer:
+    """A loaded SentencePiece model.
+
+    `vocabulary` is the number of pieces, `sha256` that of the model file; `bos`, `eos` and `pad`
+    are ids found by the names of their pieces. Any text survives `decode(encode(text))`, but for
+    a literal U+2581, which SentencePiece uses for the space and which becomes one.
+    """
+
+    def __init__(self, model: bytes, name: str = "tokenizer"):
+        self.name = name
+        self.sha256 = hashlib.sha256(model).hexdigest()
+        try:
+            proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except (DecodeError, RuntimeError):
+            raise UserError(f"{name!r} is not a SentencePiece model") from None
+        self.vocabulary = len(proto.pieces)
+        self._ids = {piece.piece: index for index, piece in enumerate(proto.pieces)}
+        self.pad, self.eos, self.bos = map(self.id_of, (symbols.PAD, symbols.EOS, symbols.BOS))
+        self._control = _pattern(proto)
+
+    @classmethod
+    def load(cls, path: str) -> "Tokenizer":
+        """Read a .model file, local or gs://. Raises `UserError` when missing or not a model."""
+        return cls(storage.existing(path, "tokenizer").read_bytes(), path)
+
+    def id_of(self, piece: str) -> int:
+        """The id of a piece such as `<end_of_turn>`. Raises `UserError` when there is none."""
+        require(piece in self._ids, f"{self.name!r} has no piece {piece!r}: not a Gemma tokenizer")
+        return self._ids[piece]
+
+    def encode(
+        self, text: str, *, bos: bool = False, eos: bool = False, allow_control: bool = False
+    ) -> list[int]:
+        """The ids of `text`, with `<bos>` before and `<eos>` after it if asked.
+
+        Markers such as `<start_of_turn>` become control ids only with `allow_control`. Raises
+        `UserError` on a lone surrogate, which is no Unicode text.
+        """
+        return self.encode_batch([text], bos=bos, eos=eos, allow_control=allow_control)[0]
+
+    def encode_batch(
+        self,
+        texts: Sequence[str],
+        *,
+        bos: bool = False,
+        eos: bool = False,
+        allow_control: bool = False,
+        threads: int = 1,
+    ) -> list[list[int]]:
+        """`encode` of every text, on several threads that do not hold Python's lock."""
+        parts = [[text] if allow_control else self._split(text) for text in texts]
+        try:
+            encoded = self._processor.encode(
+                [part for split in parts for part in split], num_threads=threads
+            )
+        except UnicodeEncodeError as error:
+            raise UserError(f"text is not Unicode: {error.reason} at {error.start}") from None
+        start, end = [self.bos] * bos, [self.eos] * eos
+        pieces = iter(encoded)
+        return [start + sum((next(pieces) for _ in split), []) + end for split in parts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`; `<bos>`, `<eos>` and `<pad>` leave no trace, other markers show."""
+        return self._processor.decode([int(index) for index in ids])
+
+    def _split(self, text: str) -> list[str]:
+        """Cut `text` after the first character of every control piece in it."""
+        cuts = []
+        while match := self._control.search(text, cuts[-1] if cuts else 0):
+            cuts.append(match.start() + 1)
+        return [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+
+
+def _pattern(proto: sentencepiece_model_pb2.ModelProto) -> re.Pattern[str]:
+    """Matches the user-defined pieces that are not layout."""
+    control = [
+        re.escape(piece.piece)
+        for piece in proto.pieces
+        if piece.type == piece.USER_DEFINED and not symbols.is_layout(piece.piece)
+    ]
+    return re.compile("|".join(control) if control else r"(?!)")
