@@ -1,13 +1,15 @@
 """Local and gs:// paths through one door (etils.epath), and writes that are whole or absent."""
 
+import glob
 import hashlib
+import os
 import re
 import shutil
 from pathlib import PurePosixPath
 
 from etils import epath
 
-from gemma_train.errors import UserError
+from gemma_train.errors import UserError, require
 
 
 def path(name: str) -> epath.Path:
@@ -24,12 +26,18 @@ def existing(name: str, what: str) -> epath.Path:
 
 
 def matching(pattern: str) -> list[epath.Path]:
-    """The files that match a pattern such as `corpus/**/*.jsonl` or `gs://bucket/*.parquet`, sorted."""
-    fixed, *rest = re.split(r"/(?=[^/]*[*?\[])", str(path(pattern)), maxsplit=1)
-    if not rest:
-        fixed, rest = (".", [fixed]) if re.search(r"[*?\[]", fixed) else (fixed, [])
-    found = path(fixed or "/").glob(rest[0]) if rest else [path(fixed)]
-    return sorted(file for file in found if file.is_file())
+    """The files that match a pattern such as `corpus/**/*.jsonl` or `gs://bucket/*.parquet`.
+
+    Sorted by name. Raises `UserError` for `**` in a bucket, which would list all of it.
+    """
+    if "://" not in pattern:
+        names = glob.iglob(os.path.expanduser(pattern), recursive=True)
+        return [epath.Path(name) for name in sorted(filter(os.path.isfile, names))]
+    wild = re.search(r"/[^/]*[*?\[]", pattern)
+    if wild is None:
+        return [file for file in [epath.Path(pattern)] if file.exists()]
+    require("**" not in pattern, f"pattern {pattern!r}: name the folders, ** is for local files")
+    return sorted(epath.Path(pattern[: wild.start()]).glob(pattern[wild.start() + 1 :]))
 
 
 def write_whole(target: epath.Path, content: str | bytes) -> None:

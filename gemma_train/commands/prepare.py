@@ -4,8 +4,7 @@ import os
 import time
 from dataclasses import dataclass
 
-from gemma_train import storage
-from gemma_train.data.prepare import HELD_OUT, prepare, prepared
+from gemma_train.data.prepare import HELD_OUT, TRAIN, prepare, prepared
 from gemma_train.data.recipe import load_recipe
 from gemma_train.data.shards import Description, verify
 from gemma_train.data.training_text import recipe_tokenizer
@@ -37,25 +36,24 @@ def run(arguments: PrepareArguments) -> None:
         print(f"{recipe.folder} was prepared before; to do it again, remove the folder first")
     else:
         found = prepare(recipe, tokenizer, threads=arguments.threads)
+    for source in found[TRAIN].sources:
+        print(f"    {source.name}: {source.tokens:,} tokens, licence {source.licence}")
     for part, description in found.items():
-        print(_summary(str(storage.path(recipe.folder) / part), description))
+        print(_summary(f"{recipe.folder}/{part}", description))
     if HELD_OUT not in found:
         print("no document was held out: raise held_out_fraction to have something to evaluate on")
     if arguments.verify:
         for part in found:
-            verify(str(storage.path(recipe.folder) / part))
+            verify(f"{recipe.folder}/{part}")
         print("checksums: all equal")
     if not existed:
         print(f"done in {time.monotonic() - began:.0f} s")
 
 
 def _summary(folder: str, description: Description) -> str:
-    """One line of totals and one a source."""
+    """Totals, in one line."""
     tokens, size = description.total("tokens"), description.total("bytes")
-    lines = [
+    return (
         f"{folder}: {tokens:,} tokens of {description.total('documents'):,} documents, "
-        f"{size / tokens:.2f} bytes a token, {tokens * 4 / 1e6:,.0f} MB on disk"
-    ]
-    for source in description.sources:
-        lines.append(f"    {source.name}: {source.tokens:,} tokens, licence {source.licence}")
-    return "\n".join(lines)
+        f"{size / tokens:.2f} bytes a token, {tokens * 4 / 1e6:,.1f} MB on disk"
+    )

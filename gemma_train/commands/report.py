@@ -18,5 +18,6 @@ def run(arguments: ReportArguments) -> None:
     """Write the page and say where it is."""
     folder = storage.existing(arguments.run, "run folder")
     output = storage.path(arguments.output) if arguments.output else folder / "report.html"
+    storage.existing(str(output.parent), "folder of the page")
     storage.write_whole(output, report.page(folder))
     print(f"wrote {output}")

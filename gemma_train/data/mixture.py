@@ -1,11 +1,11 @@
 """Mixing datasets in exact proportion: a fixed schedule of rows, repeated.
 
-The weights become a period of at most 100,000 rows in which component c has `quota[c]` rows, placed so
-that after any number of rows every component is within one row of its share. The position in the
-mixture is then one integer, and looking it up costs one division and two array reads.
+The weights become a period of at most 100,000 rows in which component c has `quota[c]` rows,
+placed so that after any number of rows every component is within one row of its share. The
+position in the mixture is one integer; looking it up costs a division and two array reads.
 
-grain's own `MapDataset.mix` truncates the weights to hundredths of the smallest (0.33 % off at 1 : 2),
-drifts by more than a row with many components, and costs 98 us a row at 500 of them.
+grain's own `MapDataset.mix` truncates weights to hundredths of the smallest (0.33 % off at 1 : 2)
+and costs 98 us a row at 500 components (design/data.md 1.2).
 """
 
 import heapq
@@ -20,9 +20,7 @@ import numpy as np
 LONGEST_PERIOD = 100_000  # rows; weights of finer grain are rounded to this
 
 
-def mix(
-    components: Sequence[grain.MapDataset], weights: Sequence[float]
-) -> grain.MapDataset:
+def mix(components: Sequence[grain.MapDataset], weights: Sequence[float]) -> grain.MapDataset:
     """Endless rows of endless `components` in proportion to `weights` (all above 0)."""
     return grain.MapDataset.select_from_datasets(components, Schedule(quotas(weights)))
 
@@ -42,9 +40,9 @@ def quotas(weights: Sequence[float]) -> list[int]:
     shares = [weight / sum(exact) for weight in exact]
     period = lcm(*(share.denominator for share in shares))
     if period > LONGEST_PERIOD:
-        rounded = [max(1, round(share * LONGEST_PERIOD)) for share in shares]
+        rounded = [max(int(share > 0), round(share * LONGEST_PERIOD)) for share in shares]
         rounded[rounded.index(max(rounded))] += LONGEST_PERIOD - sum(rounded)
-        return [quota if share else 0 for quota, share in zip(rounded, shares, strict=True)]
+        return rounded
     return [int(share * period) for share in shares]
 
 

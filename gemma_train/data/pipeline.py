@@ -1,25 +1,27 @@
 """From datasets on disk to batches: one stream of rows, whose position is one integer.
 
-Row r of the stream is a function of the config and r alone, so that it is the same for any number of
-hosts, threads and worker processes, and training resumes at any row. Reading is grain's, with explicit
-ReadOptions: its defaults are five times slower on small elements (design/data.md 1.5).
+Row r of the stream is a function of the config and r alone, so that it is the same for any number
+of hosts, threads and worker processes, and training resumes at any row. Reading is grain's, with
+explicit ReadOptions: its defaults are five times slower on small elements (design/data.md 1.5).
 """
 
 import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import grain
 import numpy as np
 from absl import flags
+from jax import tree_util
 
-from gemma_train.data.example import Batch, padding, stack
+from gemma_train import storage
+from gemma_train.data.example import Batch, Row, padding, stack
 from gemma_train.data.mixture import mix
 from gemma_train.data.rows import Rows
 from gemma_train.data.shards import TokenDataset, check_tokenizer
 from gemma_train.errors import require
-from gemma_train.tokenizer.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +99,13 @@ def batches(config: DataConfig, *, start_row: int, batch_indices: Sequence[int])
     damaged or made with another tokenizer.
     """
     require(start_row >= 0, f"start_row is {start_row}: must be 0 or more")
-    source = _TrainingBatches(training_rows(config), config.batch_rows, start_row, batch_indices)
+    source = _BatchSource(
+        rows=training_rows(config),
+        first_row=start_row,
+        batch_rows=config.batch_rows,
+        batch_indices=tuple(batch_indices),
+        batches=(sys.maxsize - start_row) // config.batch_rows,
+    )
     return _read_ahead(grain.MapDataset.source(source), config)
 
 
@@ -111,11 +119,6 @@ def training_rows(config: DataConfig) -> grain.MapDataset:
         seed = np.random.SeedSequence((config.shuffle_seed, index)).generate_state(1)[0]
         components.append(grain.MapDataset.source(rows).seed(int(seed)).shuffle().repeat())
     return mix(components, [source.weight for _, source in used])
-
-
-def held_out_rows(config: DataConfig) -> int:
-    """The rows that all held-out datasets have together."""
-    return sum(map(len, _open(config.held_out, config)))
 
 
 def held_out_batches(
@@ -134,8 +137,12 @@ def held_out_batches(
     sources = [grain.MapDataset.source(rows) for rows in _open(config.held_out, config)]
     rows = grain.MapDataset.concatenate(sources)
     chosen = _spread(len(rows), maximum_rows)
-    indices = range(batch_rows) if batch_indices is None else batch_indices
-    source = _HeldOutBatches(rows, chosen, batch_rows, indices, config.sequence_length)
+    source = _BatchSource(
+        rows=_ChosenRows(rows=rows, chosen=chosen, padding=padding(config.sequence_length)),
+        batch_rows=batch_rows,
+        batch_indices=tuple(range(batch_rows) if batch_indices is None else batch_indices),
+        batches=-(-len(chosen) // batch_rows),
+    )
     return _read_ahead(grain.MapDataset.source(source), config)
 
 
@@ -155,47 +162,42 @@ def unigram_entropy(config: DataConfig, *, maximum_rows: int | None = None) -> f
     return float(-(shares * np.log(shares)).sum())
 
 
-class _TrainingBatches:
-    """Random access to the batches of one process: batch k after `start_row`."""
+@dataclass(frozen=True, kw_only=True)
+class _BatchSource:
+    """Random access to the batches of one process."""
 
-    def __init__(self, rows, batch_rows: int, start_row: int, batch_indices: Sequence[int]):
-        self._rows, self._batch_rows, self._start_row = rows, batch_rows, start_row
-        self._indices = tuple(batch_indices)
-
-    def __len__(self) -> int:
-        return (sys.maxsize - self._start_row) // self._batch_rows
-
-    def __getitem__(self, index: int) -> Batch:
-        first = self._start_row + index * self._batch_rows
-        return stack([self._rows[first + offset] for offset in self._indices])
-
-
-class _HeldOutBatches:
-    """Random access to the batches of an evaluation, filled up with padding."""
-
-    def __init__(self, rows, chosen: Sequence[int], batch_rows: int, indices, length: int):
-        self._rows, self._chosen, self._batch_rows = rows, chosen, batch_rows
-        self._indices, self._padding = tuple(indices), padding(length)
+    rows: Any  # rows[index] is a Row
+    first_row: int = 0
+    batch_rows: int
+    batch_indices: tuple[int, ...]
+    batches: int
 
     def __len__(self) -> int:
-        return -(-len(self._chosen) // self._batch_rows)
+        return self.batches
 
     def __getitem__(self, index: int) -> Batch:
-        wanted = [index * self._batch_rows + offset for offset in self._indices]
-        return stack(
-            [
-                self._rows[self._chosen[row]] if row < len(self._chosen) else self._padding
-                for row in wanted
-            ]
-        )
+        first = self.first_row + index * self.batch_rows
+        return stack([self.rows[first + offset] for offset in self.batch_indices])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ChosenRows:
+    """Some rows of a dataset, then padding without end."""
+
+    rows: Any
+    chosen: Sequence[int]
+    padding: Row
+
+    def __getitem__(self, index: int) -> Row:
+        return self.rows[self.chosen[index]] if index < len(self.chosen) else self.padding
 
 
 def _open(paths: Sequence[str], config: DataConfig) -> list[Rows]:
     """The rows of these datasets, all made with the config's tokenizer."""
-    tokenizer = Tokenizer.load(config.tokenizer)
+    sha256 = storage.sha256(storage.existing(config.tokenizer, "tokenizer"))
     datasets = [TokenDataset(path) for path in paths]
     for dataset in datasets:
-        check_tokenizer(dataset.folder, dataset.description, tokenizer)
+        check_tokenizer(dataset.folder, dataset.description, config.tokenizer, sha256)
     return [Rows(dataset, config.sequence_length) for dataset in datasets]
 
 
@@ -221,5 +223,10 @@ def _read_ahead(dataset: grain.MapDataset, config: DataConfig) -> Batches:
                 num_workers=workers,
                 per_worker_buffer_size=-(-config.prefetch_batches // workers),
             )
-        )
+        ).map(_owned)
     return Batches(stream)
+
+
+def _owned(batch: Batch) -> Batch:
+    """A copy in our own memory: a worker's is unmapped when grain's array is collected."""
+    return tree_util.tree_map(np.array, batch)

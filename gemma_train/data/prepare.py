@@ -1,15 +1,16 @@
 """From a recipe to its datasets: read, split off held-out documents, tokenise, write.
 
-The documents keep the recipe's order and every one is tokenised by itself, so that the datasets are the
-same, byte for byte, for any number of threads and after any interruption. Tokenising runs in threads,
-not processes: SentencePiece leaves Python's lock alone (4.8 MB/s on one core, 9.4 on two).
+The documents keep the recipe's order and every one is tokenised by itself, so that the datasets
+are the same, byte for byte, for any number of threads and after any interruption. Tokenising runs
+in threads, not processes: SentencePiece leaves Python's lock alone (4.8 MB/s on one core, 9.4 on
+two).
 """
 
 import errno
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 from etils import epath
 
@@ -21,6 +22,7 @@ from gemma_train.data.shards import (
     Description,
     SourceCounts,
     TokenWriter,
+    check_sizes,
     check_tokenizer,
     read_description,
 )
@@ -30,7 +32,7 @@ from gemma_train.errors import UserError, require
 from gemma_train.tokenizer.tokenizer import Tokenizer
 
 TRAIN, HELD_OUT = "train", "held_out"
-_CHUNK_BYTES = 4_000_000  # of text, tokenised together
+_CHUNK_BYTES = 1_000_000  # of text a thread, tokenised together
 _BYTES_PER_TOKEN = 3  # low for a small vocabulary, so that the estimate of the disk is high
 
 
@@ -49,9 +51,10 @@ def prepared(recipe: Recipe, tokenizer: Tokenizer) -> dict[str, Description]:
         require(
             not different,
             f"folder {recipe.folder!r} was made by another recipe ({'; '.join(different[:3])}): "
-            "name another folder, or remove this one",
+            "name another folder, or remove this one first",
         )
-        check_tokenizer(str(folder / part), description, tokenizer)
+        check_tokenizer(str(folder / part), description, tokenizer.name, tokenizer.sha256)
+        check_sizes(str(folder / part), description)
     return found
 
 
@@ -67,11 +70,11 @@ def prepare(
     files = [source_files(source) for source in recipe.sources]
     sizes = [estimated_bytes(*pair) for pair in zip(recipe.sources, files, strict=True)]
     _check_space(folder, sum(sizes) * 4 // _BYTES_PER_TOKEN, report)
-    with _clear_when_full(folder), progress("tokenising", sum(sizes)) as advance:
+    with _full_disk_in_one_line(folder), progress("tokenising", sum(sizes)) as advance:
         parts = {part: _Part(folder / part, recipe) for part in (TRAIN, HELD_OUT)}
         for source, found in zip(recipe.sources, files, strict=True):
             skipped = Skipped()
-            for chunk in _chunks(documents(source, found, skipped)):
+            for chunk in _chunks(documents(source, found, skipped), _CHUNK_BYTES * threads):
                 texts = [text for text, _ in chunk]
                 encoded = tokenizer.encode_batch(texts, bos=True, eos=True, threads=threads)
                 for (text, size), ids in zip(chunk, encoded, strict=True):
@@ -119,19 +122,21 @@ class _Part:
 
     def finish(self, tokenizer: Tokenizer, recipe: Recipe) -> None:
         sources = [
-            SourceCounts(name=source.name, licence=source.licence, **asdict(self.counts[source.name]))
+            SourceCounts(
+                name=source.name, licence=source.licence, **asdict(self.counts[source.name])
+            )
             for source in recipe.sources
         ]
         self._writer.finish(tokenizer, _plain(recipe), sources)
 
 
-def _chunks(found: Iterator[tuple[str, int]]) -> Iterator[list[tuple[str, int]]]:
-    """Documents in lists of about `_CHUNK_BYTES`."""
+def _chunks(found: Iterator[tuple[str, int]], chunk_bytes: int) -> Iterator[list[tuple[str, int]]]:
+    """Documents in lists of about so many bytes."""
     chunk, size = [], 0
     for text, bytes_ in found:
         chunk.append((text, bytes_))
         size += bytes_
-        if size >= _CHUNK_BYTES:
+        if size >= chunk_bytes:
             yield chunk
             chunk, size = [], 0
     if chunk:
@@ -169,16 +174,14 @@ def _check_space(folder: epath.Path, needed: int, report: Callable[[str], None])
 
 
 @contextmanager
-def _clear_when_full(folder: epath.Path) -> Iterator[None]:
-    """Turns a full disk into one line."""
+def _full_disk_in_one_line(folder: epath.Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise UserError(
-            f"the disk of {str(folder)!r} is full ({storage.free_bytes(folder):,} bytes free): free "
-            "some and run again, which starts anew"
+            f"the disk of {str(folder)!r} is full: free some space and run again, which starts anew"
         ) from None
 
 
@@ -186,7 +189,9 @@ def _report_skipped(source: TextSource, skipped: Skipped, report: Callable[[str]
     if skipped.short:
         report(f"source {source.name!r}: {skipped.short:,} documents shorter than the minimum")
     if skipped.malformed:
-        report(f"source {source.name!r}: {skipped.malformed:,} unreadable records left out, such as")
+        report(
+            f"source {source.name!r}: {skipped.malformed:,} unreadable records left out, such as"
+        )
         for example in skipped.examples:
             report(f"    {example}")
 

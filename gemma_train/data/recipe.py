@@ -1,7 +1,7 @@
 """A recipe: which texts become which dataset, as a Python file that ends in `recipe = Recipe(...)`.
 
-A recipe is the user's own Python, so that it can look for files or compute patterns before it states
-what to prepare; the dataclasses hold plain values only, and are stored with the dataset they made.
+A recipe is the user's own Python, so that it can look for files or compute patterns before it
+states what to prepare; the dataclasses hold plain values and are stored with what they made.
 """
 
 import traceback

@@ -4,9 +4,9 @@
     tokens-00000.offsets  where each document starts in its shard, little-endian int64
     dataset.json          the `Description`; a folder without it holds no dataset
 
-Flat shards because any window of tokens is then one read (11 us from a memory map, against 4.4 ms out of
-compressed records; design/data.md 1.9), so that a row of training is arithmetic. Documents never cross
-shards. A write that is killed leaves no sidecar, and the next one starts anew.
+Flat shards because any window of tokens is then one read: 11 us from a memory map, against 4.4 ms
+out of compressed records (design/data.md 1.9). Documents never cross shards. A write that is
+killed leaves no sidecar, and the next one starts anew.
 """
 
 import bisect
@@ -26,6 +26,7 @@ from gemma_train.tokenizer.tokenizer import Tokenizer
 FORMAT_VERSION = 1
 SIDECAR = "dataset.json"
 _TOKEN, _OFFSET = np.dtype("<u4"), np.dtype("<i8")
+_AGAIN = "remove its folder and run gemma-train prepare again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,10 +146,7 @@ class TokenDataset:
         self.description = read_description(folder)
         self._starts = [0, *accumulate(shard.tokens for shard in self.description.shards)]
         self._maps: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        for number, shard in enumerate(self.description.shards):
-            sizes = shard.tokens * _TOKEN.itemsize, shard.documents * _OFFSET.itemsize
-            for file, size in zip(_shard_files(storage.path(folder), number), sizes, strict=True):
-                _check_size(file, size)
+        check_sizes(folder, self.description)
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -174,9 +172,10 @@ class TokenDataset:
     def _shard(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         if number not in self._maps:
             tokens, offsets = _shard_files(storage.path(self.folder), number)
+            # Plain views: slicing a memmap object costs more than the read.
             self._maps[number] = (
-                np.memmap(tokens, _TOKEN, mode="r"),
-                np.memmap(offsets, _OFFSET, mode="r"),
+                np.memmap(tokens, _TOKEN, mode="r").view(np.ndarray),
+                np.memmap(offsets, _OFFSET, mode="r").view(np.ndarray),
             )
         return self._maps[number]
 
@@ -194,22 +193,35 @@ def read_description(folder: str) -> Description:
         require(
             version == FORMAT_VERSION,
             f"{str(sidecar)!r} has format version {version}, this release reads {FORMAT_VERSION}: "
-            "prepare the dataset again",
+            + _AGAIN,
         )
         sources = tuple(SourceCounts(**source) for source in content.pop("sources"))
         shards = tuple(Shard(**shard) for shard in content.pop("shards"))
         return Description(**content, sources=sources, shards=shards)
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{str(sidecar)!r} is garbled ({error}): prepare it again") from None
+        raise UserError(f"{str(sidecar)!r} is garbled ({error}): {_AGAIN}") from None
 
 
-def check_tokenizer(folder: str, description: Description, tokenizer: Tokenizer) -> None:
-    """Raise `UserError` unless the dataset was written with this very tokenizer."""
+def check_tokenizer(folder: str, description: Description, tokenizer: str, sha256: str) -> None:
+    """Raise `UserError` unless the dataset was written with the tokenizer of this checksum."""
     require(
-        description.tokenizer_sha256 == tokenizer.sha256,
+        description.tokenizer_sha256 == sha256,
         f"dataset {folder!r} was made with tokenizer {description.tokenizer_sha256[:12]}..., "
-        f"but {tokenizer.name!r} is {tokenizer.sha256[:12]}...: use that one, or prepare again",
+        f"but {tokenizer!r} is {sha256[:12]}...: name the other tokenizer, or another dataset",
     )
+
+
+def check_sizes(folder: str, description: Description) -> None:
+    """Raise `UserError` unless every shard is there in full; reads no shard."""
+    for number, shard in enumerate(description.shards):
+        sizes = shard.tokens * _TOKEN.itemsize, shard.documents * _OFFSET.itemsize
+        for file, size in zip(_shard_files(storage.path(folder), number), sizes, strict=True):
+            require(file.exists(), f"shard {str(file)!r} is missing: {_AGAIN}")
+            found = file.stat().length
+            require(
+                found == size,
+                f"shard {str(file)!r} has {found:,} bytes, the sidecar says {size:,}: {_AGAIN}",
+            )
 
 
 def check_vocabulary(folder: str, vocabulary: int) -> None:
@@ -224,27 +236,18 @@ def check_vocabulary(folder: str, vocabulary: int) -> None:
 
 def verify(folder: str) -> None:
     """Read every shard and compare its checksum with the sidecar's. Raises `UserError`."""
-    for number, shard in enumerate(read_description(folder).shards):
+    description = read_description(folder)
+    check_sizes(folder, description)
+    for number, shard in enumerate(description.shards):
         expected = shard.tokens_sha256, shard.offsets_sha256
         for file, sha256 in zip(_shard_files(storage.path(folder), number), expected, strict=True):
-            require(file.exists(), f"shard {str(file)!r} is missing: prepare the dataset again")
             found = storage.sha256(file)
             require(
                 found == sha256,
-                f"shard {str(file)!r} is damaged: its SHA-256 is {found[:12]}..., the sidecar "
-                f"says {sha256[:12]}...: prepare the dataset again",
+                f"shard {str(file)!r} is damaged (its SHA-256 is {found[:12]}..., the sidecar says "
+                f"{sha256[:12]}...): {_AGAIN}",
             )
 
 
 def _shard_files(folder: epath.Path, number: int) -> tuple[epath.Path, epath.Path]:
     return folder / f"tokens-{number:05d}.bin", folder / f"tokens-{number:05d}.offsets"
-
-
-def _check_size(file: epath.Path, expected: int) -> None:
-    require(file.exists(), f"shard {str(file)!r} is missing: prepare the dataset again")
-    found = file.stat().length
-    require(
-        found == expected,
-        f"shard {str(file)!r} has {found:,} bytes, the sidecar says {expected:,}: "
-        "prepare the dataset again",
-    )

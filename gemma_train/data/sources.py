@@ -1,7 +1,7 @@
-"""Documents out of files: plain text, JSONL and Parquet, local or gs://, gzip where the name says so.
+"""Documents out of files: plain text, JSONL and Parquet, local or gs://; gzip if the name says so.
 
-A record that cannot be read is skipped, counted and reported by file and record number: a corpus of a
-billion pages always has some. A source that gives no document at all is the user's mistake.
+A record that cannot be read is skipped, counted and reported by file and record number: a corpus
+of a billion pages always has some. A source that gives no document is the user's mistake.
 """
 
 import gzip

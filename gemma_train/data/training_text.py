@@ -27,7 +27,9 @@ def recipe_tokenizer(recipe: Recipe) -> tuple[Tokenizer, bool]:
     if missing:
         train_tokenizer(training_texts(recipe), recipe.tokenizer, storage.path(path))
     tokenizer = Tokenizer.load(path)
-    wanted = tokenizer.vocabulary if isinstance(recipe.tokenizer, str) else recipe.tokenizer.vocabulary
+    wanted = (
+        tokenizer.vocabulary if isinstance(recipe.tokenizer, str) else recipe.tokenizer.vocabulary
+    )
     require(
         tokenizer.vocabulary == wanted,
         f"tokenizer {path!r} has {tokenizer.vocabulary:,} pieces, recipe {recipe.name!r} asks for "
@@ -37,10 +39,10 @@ def recipe_tokenizer(recipe: Recipe) -> tuple[Tokenizer, bool]:
 
 
 def training_texts(recipe: Recipe) -> Iterator[str]:
-    """Training documents of every source up to its share of the tokenizer's `maximum_training_bytes`.
+    """Training documents of every source, up to its share of `maximum_training_bytes`.
 
-    A source's files are taken in an order that looks random and is always the same, so that a part of
-    them stands for all.
+    A source's files are taken in an order that looks random and is always the same, so that a part
+    of them stands for all.
     """
     files = [source_files(source) for source in recipe.sources]
     sizes = [estimated_bytes(*pair) for pair in zip(recipe.sources, files, strict=True)]

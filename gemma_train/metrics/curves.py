@@ -23,6 +23,7 @@ COLOURS = {
     "#040506": "var(--held-out)",
 }
 FAINT, RULE, TRAIN, HELD_OUT = COLOURS
+ROUND = [1, 2, 2.5, 5, 10]  # steps between ticks, up to powers of ten
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +47,15 @@ class Curve:
     held_out: Series | None = None
     level: float | None = None  # a horizontal line to compare with
     label: Callable[[float], str] = count  # of the values
-    smooth: bool = True
+    smoothed: bool = True
     logarithmic: bool = False
     from_zero: bool = False
     inches: tuple[float, float] = (5.0, 2.3)
+
+    @property
+    def is_smoothed(self) -> bool:
+        """Whether a smoothed line lies over the faint one of each step: not on short runs."""
+        return self.smoothed and len(self.train.step) >= 100
 
 
 def thin(value: np.ndarray, limit: int = POINTS) -> np.ndarray:
@@ -69,7 +75,7 @@ def smooth(value: np.ndarray) -> np.ndarray:
     Centred, so that it does not lag; narrow at first, where a loss falls too fast to be averaged.
     """
     index = np.arange(len(value))
-    reach = np.minimum(index, len(value) // 50)
+    reach = np.minimum(index // 2, len(value) // 50)
     total = np.concatenate([[0.0], np.cumsum(value)])
     stop = np.minimum(index + reach + 1, len(value))
     return (total[stop] - total[index - reach]) / (stop - index + reach)
@@ -95,7 +101,6 @@ def draw(curve: Curve) -> str:
 def _plot(axes: Any, curve: Curve) -> None:
     train = curve.train
     marker = "o" if len(train.step) <= 30 else None
-    smoothed = curve.smooth and len(train.step) >= 100
     raw = train.at(thin(train.value))
     axes.plot(
         raw.step,
@@ -103,10 +108,10 @@ def _plot(axes: Any, curve: Curve) -> None:
         color=TRAIN,
         marker=marker,
         markersize=3,
-        linewidth=0.7 if smoothed else 1.6,
-        alpha=0.3 if smoothed else 1,
+        linewidth=0.7 if curve.is_smoothed else 1.6,
+        alpha=0.3 if curve.is_smoothed else 1,
     )
-    if smoothed:
+    if curve.is_smoothed:
         line = Series(step=train.step, value=smooth(train.value))
         line = line.at(thin(line.value))
         axes.plot(line.step, line.value, color=TRAIN, linewidth=1.8)
@@ -127,20 +132,22 @@ def _plot(axes: Any, curve: Curve) -> None:
 def _dress(axes: Any, curve: Curve) -> None:
     from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
+    label = FuncFormatter(lambda value, _: curve.label(value))
+
     axes.spines[:].set_visible(False)
     axes.set_axisbelow(True)
     axes.grid(axis="y", color=RULE, linewidth=0.8)
     axes.tick_params(length=0, labelcolor=FAINT, pad=6)
     axes.margins(x=0.01)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=ROUND))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: count(step)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: curve.label(value)))
-    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.yaxis.set_major_formatter(label)
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=ROUND))
     if curve.logarithmic and curve.train.value.min() > 0:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(FixedLocator(_logarithmic_ticks(*axes.get_ylim())))
         axes.yaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: curve.label(value)))
+        axes.yaxis.set_major_formatter(label)
     elif curve.from_zero:
         axes.set_ylim(0, max(1.08 * curve.train.value.max(), 1e-12))
 
@@ -150,12 +157,14 @@ def _logarithmic_ticks(low: float, high: float) -> list[float]:
     from matplotlib.ticker import MaxNLocator
 
     decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
-    for digits in ((1,), (1, 3), (1, 2, 5)):
+    for digits in ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 4, 6, 8)):
         ticks = [digit * 10.0**decade for decade in decades for digit in digits]
         ticks = [tick for tick in ticks if low <= tick <= high]
         if len(ticks) >= 4:
             return ticks
-    return [tick for tick in MaxNLocator(5).tick_values(low, high) if low <= tick <= high]
+    return [
+        tick for tick in MaxNLocator(5, steps=ROUND).tick_values(low, high) if low <= tick <= high
+    ]
 
 
 def _inline(document: str) -> str:

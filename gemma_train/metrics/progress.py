@@ -104,7 +104,7 @@ def _parts(scalars: Mapping[str, Any]) -> list[str]:
     if (loss := scalars.get("loss")) is not None:
         parts.append(f"loss {loss:.4f}")
     if (learning_rate := scalars.get("learning_rate")) is not None:
-        parts.append(f"lr {learning_rate:.2e}")
+        parts.append(f"lr {learning_rate:.1e}")
     if (speed := scalars.get("tokens_per_second")) is not None:
         parts.append(f"{count(speed)} tokens/s")
     if (seconds := scalars.get("seconds_per_step")) and "data_wait_seconds" in scalars:
@@ -119,7 +119,7 @@ def _bar(step: int, total_steps: int, parts: list[str]) -> Table:
     for _ in range(3):
         line.add_column(no_wrap=True, overflow="ellipsis")
     line.add_row(
-        ProgressBar(total=total_steps, completed=step, width=24),
+        ProgressBar(total=total_steps, completed=step, width=16),
         f"[bold]{step:,}[/bold]/{total_steps:,}",
         f"[dim]·[/dim] {' [dim]·[/dim] '.join(parts)}" if parts else "",
     )

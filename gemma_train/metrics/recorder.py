@@ -20,6 +20,8 @@ FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
 # Object stores cannot append: there the file is rewritten whole, at most this often.
 REWRITE_SECONDS = 60.0
+# What every line has, and of which type.
+ALWAYS = {"step": int, "time": int | float, "kind": str}
 NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 Kind = Literal["train", "evaluation", "event"]
@@ -142,13 +144,15 @@ def _decode(text: bytes, place: str) -> dict[str, Any]:
         line = json.loads(text)
     except ValueError:
         line = None
-    if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+    if not isinstance(line, dict) or not all(
+        isinstance(line.get(name), kind) for name, kind in ALWAYS.items()
+    ):
         found = text[:40].decode(errors="replace")
         raise UserError(f"{place} is not a record of metrics: {found!r}; delete that line")
-    for name, value in line.items():
-        if isinstance(value, str):
-            line[name] = NON_FINITE.get(value, value)
-    return line
+    return {
+        name: NON_FINITE.get(value, value) if isinstance(value, str) else value
+        for name, value in line.items()
+    }
 
 
 class _File(Protocol):

@@ -3,17 +3,17 @@
 import json
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from etils import epath
 
-from gemma_train import storage
 from gemma_train.errors import UserError, require
 from gemma_train.metrics import recorder
 from gemma_train.metrics.curves import Curve, Series, draw
-from gemma_train.metrics.wording import count, duration
+from gemma_train.metrics.wording import count, scientific
 
 TEMPLATE = "report.html.jinja"
 
@@ -30,7 +30,7 @@ def page(run: epath.Path) -> str:
 
     lines = recorder.read(run)
     require(
-        any(line.get("kind") == "train" for line in lines),
+        any(line["kind"] == "train" for line in lines),
         f"{run / recorder.FILE} holds no training step yet: report it after its first steps",
     )
     summary = _summary(run / "summary.json")
@@ -68,7 +68,7 @@ def _series(lines: list[Line], name: str, kind: str = "train") -> tuple[Series, 
     found = [
         (line["step"], line[name])
         for line in lines
-        if line.get("kind") == kind and isinstance(line.get(name), int | float)
+        if line["kind"] == kind and isinstance(line.get(name), int | float)
     ]
     step, value = np.array(found, dtype=float).reshape(-1, 2).T
     finite = np.isfinite(value)
@@ -97,62 +97,72 @@ def _headline(lines: list[Line], summary: Line) -> list[tuple[str, str, str]]:
     held_out = _held_out_loss(lines, summary)
     if held_out is not None:
         figures.append(("held-out loss", f"{held_out:.3f}", "nats a token"))
-        if unigram := summary.get("unigram_entropy"):
-            figures.append(("under unigram entropy", f"{unigram - held_out:.3f}", "nats a token"))
+        if (unigram := _number(summary, "unigram_entropy")) is not None:
+            figures.append(("under unigrams", f"{unigram - held_out:.3f}", "nats a token"))
     speed = _series(lines, "tokens_per_second")[0]
     if (tokens := _tokens(lines, summary)) is not None:
         figures.append(("tokens seen", count(tokens), ""))
-    figures.append(("wall time", duration(lines[-1]["time"] - lines[0]["time"]), ""))
+    figures.append(("wall time", *_longest_unit(lines[-1]["time"] - lines[0]["time"])))
     if len(speed.value):
         figures.append(("median speed", count(float(np.median(speed.value))), "tokens/s"))
     utilization = _series(lines, "model_flops_utilization")[0]
     if len(utilization.value):
-        figures.append(("median MFU", f"{100 * np.median(utilization.value):.1f}", "%"))
+        figures.append(("median MFU", f"{100 * np.median(utilization.value):.1f} %", ""))
     return figures
+
+
+def _number(summary: Line, name: str) -> float | None:
+    value = summary.get(name)
+    return value if isinstance(value, int | float) else None
 
 
 def _held_out_loss(lines: list[Line], summary: Line) -> float | None:
     series = _series(lines, "loss", "evaluation")[0]
-    return float(series.value[-1]) if len(series.value) else summary.get("held_out_loss")
+    return float(series.value[-1]) if len(series.value) else _number(summary, "held_out_loss")
 
 
 def _tokens(lines: list[Line], summary: Line) -> float | None:
     """As the summary says, or the last step times the tokens of a step."""
-    if "tokens" in summary:
-        return summary["tokens"]
-    timed = [line for line in lines if "tokens_per_second" in line]
-    if not timed:
-        return None
-    last = timed[-1]
-    return last["step"] * last["tokens_per_second"] * last["seconds_per_step"]
+    if (tokens := _number(summary, "tokens")) is not None:
+        return tokens
+    for line in reversed(lines):
+        if "tokens_per_second" in line and "seconds_per_step" in line:
+            return line["step"] * line["tokens_per_second"] * line["seconds_per_step"]
+    return None
 
 
 def _loss(lines: list[Line], summary: Line) -> dict[str, Any] | None:
-    """The plot of training and held-out loss."""
+    """The plot of training and held-out loss, for a wide page and for a narrow one."""
     train, lost = _series(lines, "loss")
     if not len(train.value):
         return None
     held_out = _series(lines, "loss", "evaluation")[0]
-    level = summary.get("unigram_entropy")
-    curve = Curve(
+    wide = Curve(
         name="loss",
         train=train,
         held_out=held_out if len(held_out.value) else None,
-        level=level,
-        label=lambda value: f"{value:g}",
+        level=_number(summary, "unigram_entropy"),
+        logarithmic=True,
         inches=(9.6, 4.2),
     )
-    return {"svg": _safe(curve), "lost": lost, "curve": curve}
+    narrow = replace(wide, name="loss_narrow", inches=(5.0, 3.4))
+    return {"curve": wide, "wide": _svg(wide), "narrow": _svg(narrow), "lost": lost}
 
 
 def _plots(lines: list[Line]) -> list[dict[str, Any]]:
     """The smaller plots, those that the run has numbers for."""
     waits = _data_wait(lines)
     wanted = [
-        ("gradient norm", lines, "gradient_norm", _short, {"logarithmic": True}),
-        ("learning rate", lines, "learning_rate", _short, {"smooth": False, "from_zero": True}),
-        ("tokens a second", lines, "tokens_per_second", count, {"from_zero": True}),
-        ("share of time waiting for data", waits, "data_wait", _percent, {"from_zero": True}),
+        ("Gradient norm", lines, "gradient_norm", scientific, {"logarithmic": True}),
+        (
+            "Learning rate",
+            lines,
+            "learning_rate",
+            scientific,
+            {"smoothed": False, "from_zero": True},
+        ),
+        ("Tokens a second", lines, "tokens_per_second", count, {"from_zero": True}),
+        ("Share of time waiting for data", waits, "data_wait", _percent, {"from_zero": True}),
         ("MFU", lines, "model_flops_utilization", _percent, {"from_zero": True}),
     ]
     plots = []
@@ -161,18 +171,22 @@ def _plots(lines: list[Line]) -> list[dict[str, Any]]:
         if len(series.value):
             curve = Curve(name=name, train=series, label=label, **style)
             median = label(float(np.median(series.value)))
-            plots.append({"title": title, "svg": _safe(curve), "median": median, "lost": lost})
+            plots.append({"title": title, "svg": _svg(curve), "median": median, "lost": lost})
     return plots
 
 
-def _safe(curve: Curve) -> Any:
+def _svg(curve: Curve) -> Any:
     from markupsafe import Markup
 
     return Markup(draw(curve))
 
 
-def _short(value: float) -> str:
-    return f"{value:.3g}".replace("e-0", "e-")
+def _longest_unit(seconds: float) -> tuple[str, str]:
+    """A time as a figure and its unit: ("5.2", "hours")."""
+    for unit, size in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g}", unit
+    return f"{seconds:.3g}", "seconds"
 
 
 def _percent(value: float) -> str:

@@ -21,3 +21,12 @@ def duration(seconds: float) -> str:
         if rest >= size:
             return f"{rest // size} {unit} {rest % size // next_size} {next_unit}"
     return f"{rest} s"
+
+
+def scientific(number: float) -> str:
+    """Three digits, with a power of ten below a hundredth: 12, 0.415, 6·10⁻⁴."""
+    if number == 0 or abs(number) >= 0.01:
+        return f"{number:.3g}"
+    mantissa, exponent = f"{number:.2e}".split("e")
+    raised = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"{float(mantissa):g}·10{raised}"

@@ -18,7 +18,9 @@ MARKERS = (  # ids 4..106
     "<end_of_turn>",
 )
 NEWLINES = tuple("\n" * length for length in range(1, 32))  # ids 107..137
-SPACES = tuple("\u2581" * length for length in range(2, 32))  # ids 138..167, as SentencePiece writes
+SPACES = tuple(
+    "\u2581" * length for length in range(2, 32)
+)  # ids 138..167, as SentencePiece writes
 _TAG_ROWS = (  # ids 168..215: each row is opened, then closed
     "table caption thead tbody tfoot tr th td",
     "h1 h2 h3 h4 h5 h6 blockquote",

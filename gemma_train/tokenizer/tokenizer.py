@@ -1,14 +1,15 @@
 """The tokenizer: text to ids and back, for our own and for Gemma's released SentencePiece models.
 
-SentencePiece matches user-defined pieces in raw text, so a web page that contains "<start_of_turn>"
-would forge a turn. Unless `allow_control` is set we cut such text after its first character: no part
-then holds the whole marker, and the parts are encoded as ordinary pieces. Whitespace runs and HTML tags
-are user-defined too, and stay: they mean what they say.
+SentencePiece matches user-defined pieces in raw text, so a web page with "<start_of_turn>" in it
+would forge a turn. Unless `allow_control` is set we cut such text after its first character: no
+part then holds the whole marker, and the parts are encoded as ordinary pieces. Whitespace runs and
+HTML tags are user-defined too, and stay: they mean what they say.
 """
 
 import hashlib
 import re
 from collections.abc import Sequence
+from itertools import chain, islice
 
 import sentencepiece
 from google.protobuf.message import DecodeError
@@ -36,6 +37,7 @@ class Tokenizer:
         except (DecodeError, RuntimeError):
             raise UserError(f"{name!r} is not a SentencePiece model") from None
         self.vocabulary = len(proto.pieces)
+        require(self.vocabulary > 0, f"{name!r} is not a SentencePiece model: it has no pieces")
         self._ids = {piece.piece: index for index, piece in enumerate(proto.pieces)}
         self.pad, self.eos, self.bos = map(self.id_of, (symbols.PAD, symbols.EOS, symbols.BOS))
         self._control = _pattern(proto)
@@ -72,14 +74,13 @@ class Tokenizer:
         """`encode` of every text, on several threads that do not hold Python's lock."""
         parts = [[text] if allow_control else self._split(text) for text in texts]
         try:
-            encoded = self._processor.encode(
-                [part for split in parts for part in split], num_threads=threads
-            )
+            flat = [part.encode() for split in parts for part in split]
         except UnicodeEncodeError as error:
-            raise UserError(f"text is not Unicode: {error.reason} at {error.start}") from None
+            raise UserError(f"text is not Unicode: {error.reason}") from None
+        encoded = self._processor.encode(flat, num_threads=threads)
         start, end = [self.bos] * bos, [self.eos] * eos
         pieces = iter(encoded)
-        return [start + sum((next(pieces) for _ in split), []) + end for split in parts]
+        return [[*start, *chain.from_iterable(islice(pieces, len(split))), *end] for split in parts]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`; `<bos>`, `<eos>` and `<pad>` leave no trace, other markers show."""

@@ -1,11 +1,12 @@
 """Training a SentencePiece tokenizer with Gemma's settings and symbols.
 
-BPE with byte fallback, single digits, no normalisation and whitespace kept, which is what the Gemma
-reports describe (design/gemma.md section 4). The same text gives the same file, byte for byte: there is
-no sampling, no seed, and the number of threads is fixed, since it is written into the model.
+BPE with byte fallback, single digits, no normalisation and whitespace kept, which is what the
+Gemma reports describe (design/gemma.md section 4). The same text gives the same file, byte for
+byte: nothing is sampled, and the number of threads is fixed, since the model file records it.
 """
 
 import io
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,7 +19,9 @@ from gemma_train import storage
 from gemma_train.errors import UserError, require
 from gemma_train.tokenizer import symbols
 
-_LONGEST_LINE = 4_000  # characters; longer lines are cut, since SentencePiece drops what is too long
+_LONGEST_LINE = (
+    4_000  # characters; longer lines are cut, since SentencePiece drops what is too long
+)
 _CHARACTER_SHARE = 8  # single characters may take one piece in so many; rarer ones become bytes
 
 
@@ -60,17 +63,16 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, target: epath
             **_GEMMA_SETTINGS,
         )
     except RuntimeError as error:
-        reason = str(error).rsplit("] ", maxsplit=1)[-1].strip()
         raise UserError(
             f"tokenizer.vocabulary {config.vocabulary} cannot be learned from "
-            f"{sum(map(len, chosen)):,} characters: {reason or error!r}"
+            f"{sum(map(len, chosen)):,} characters: {_remedy(str(error))}"
         ) from None
     target.parent.mkdir(parents=True, exist_ok=True)
     storage.write_whole(target, place_image_markers(model.getvalue()))
 
 
 def place_image_markers(model: bytes, at: int = symbols.GEMMA_3_IMAGE_ID) -> bytes:
-    """Move the image markers to id `at` where the vocabulary is large enough, else change nothing."""
+    """Move the image markers to id `at` if the vocabulary is large enough, else change nothing."""
     proto = sentencepiece_model_pb2.ModelProto.FromString(model)
     if len(proto.pieces) < at + 3:
         return model
@@ -112,6 +114,15 @@ def _first_bytes(texts: Iterable[str], maximum: int) -> Iterator[str]:
             return
 
 
+def _remedy(error: str) -> str:
+    """What would do, out of SentencePiece's message."""
+    if most := re.search(r"value <= (\d+)", error):
+        return f"choose at most {most[1]}, or give more text"
+    if least := re.search(r"required_chars. \d+ vs (\d+)", error):
+        return f"its characters need {least[1]}, choose more than that"
+    return "there is no text" if "sentences_.empty" in error else error
+
+
 def _lines(texts: list[str]) -> Iterator[str]:
     """Non-empty lines: newlines are pieces of their own, so nothing is learned across them."""
     for text in texts:
@@ -121,9 +132,12 @@ def _lines(texts: list[str]) -> Iterator[str]:
 
 
 def _coverage(texts: list[str], vocabulary: int) -> float:
-    """The share of characters to keep as pieces: 0.9995, less where scripts would fill the pieces."""
+    """The share of characters to keep as pieces: 0.9995, less where they would fill the pieces.
+
+    SentencePiece takes no less than 0.98.
+    """
     counts = Counter()
     for text in texts:
         counts.update(text)
     kept = sum(count for _, count in counts.most_common(vocabulary // _CHARACTER_SHARE))
-    return min(0.9995, kept / max(1, counts.total()))
+    return min(0.9995, max(0.98, kept / max(1, counts.total())))

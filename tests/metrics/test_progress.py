@@ -38,7 +38,7 @@ def test_off_a_terminal_a_line_is_whole_and_plain():
         watch.seconds = 2
         progress.update(500, SCALARS)
     assert lines(console)[1] == (
-        "step 500/1,000 · loss 3.2500 · lr 6.00e-04 · 12.3k tokens/s · data wait 5% · MFU 41.2%"
+        "step 500/1,000 · loss 3.2500 · lr 6.0e-04 · 12.3k tokens/s · data wait 5% · MFU 41.2%"
         " · 16 min 40 s left"
     )
 
@@ -72,4 +72,3 @@ def test_a_terminal_shows_a_bar_that_is_redrawn_a_few_times_a_second():
         progress.update(3, SCALARS)
     text = console.file.getvalue()
     assert "a [checkpoint] of step 2" in text and "loss 3.2500" in text and "━" in text
-

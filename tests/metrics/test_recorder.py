@@ -11,6 +11,8 @@ import pytest
 from gemma_train.errors import UserError
 from gemma_train.metrics.recorder import FILE, TENSORBOARD_FOLDER, Recorder, read
 
+LINE = '{"step": 1, "time": 1800000000.5, "kind": "train"}'
+
 
 class DeviceArray:
     """A scalar on a pretended device: notes when its transfer starts and when it is read."""
@@ -84,8 +86,8 @@ def test_resume_cuts_the_steps_of_the_life_that_was_killed(tmp_path):
 
 
 def test_a_run_that_begins_again_at_step_zero_begins_an_empty_file(tmp_path):
-    write_steps(tmp_path, range(0, 3))
-    write_steps(tmp_path, range(0, 2))
+    write_steps(tmp_path, range(3))
+    write_steps(tmp_path, range(2))
     assert [line["step"] for line in read(tmp_path)] == [0, 1]
 
 
@@ -99,13 +101,13 @@ def test_resume_mends_a_half_written_last_line(tmp_path):
 
 
 def test_a_last_line_that_lost_only_its_line_end_is_kept(tmp_path):
-    (tmp_path / FILE).write_text('{"step": 1}\n{"step": 2}')
-    assert [line["step"] for line in read(tmp_path)] == [1, 2]
+    (tmp_path / FILE).write_text(f"{LINE}\n{LINE}")
+    assert [line["step"] for line in read(tmp_path)] == [1, 1]
 
 
 @pytest.mark.parametrize("garbage", ["{", "[1]", '{"loss": 1}', "", "\0\0"])
 def test_garbage_in_the_middle_is_named_by_file_and_line(tmp_path, garbage):
-    (tmp_path / FILE).write_text(f'{{"step": 1}}\n{garbage}\n{{"step": 2}}\n')
+    (tmp_path / FILE).write_text(f"{LINE}\n{garbage}\n{LINE}\n")
     with pytest.raises(UserError, match=f"{FILE} line 2 is not a record"):
         read(tmp_path)
 

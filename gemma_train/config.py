@@ -1,0 +1,174 @@
+"""RunConfig: everything that makes a run, composed of each component's own config; and its record.
+
+A run is a Python file that ends in `config = RunConfig(...)`; `load` executes it, for it is the
+user's own program. The record that a run keeps of itself has the same form but may come from
+anywhere: `read_record` evaluates literals and config classes only, and executes nothing.
+"""
+
+import ast
+import pprint
+import runpy
+from dataclasses import dataclass, fields
+from typing import Any
+
+from gemma_train import storage
+from gemma_train.data.pipeline import DataConfig, TokenSource
+from gemma_train.errors import UserError, require
+from gemma_train.evaluation.perplexity import EvaluationConfig
+from gemma_train.losses.next_token import NextToken
+from gemma_train.mesh import MeshConfig
+from gemma_train.model.config import ComputeConfig, GemmaConfig
+from gemma_train.optimizer import OptimizerConfig
+
+RECORD = "config.py"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A training run."""
+
+    folder: str  # where everything the run makes goes: local or gs://
+    model: GemmaConfig  # what is trained
+    data: DataConfig  # what it is trained on
+    steps: int  # optimizer steps of the whole run
+    seed: int = 0  # of the initial parameters
+    accumulation: int = 1  # microbatches a step; each holds batch_rows / accumulation rows
+    loss: NextToken = NextToken()  # what is minimised
+    optimizer: OptimizerConfig = OptimizerConfig()  # how
+    compute: ComputeConfig = ComputeConfig()  # in which arithmetic, and what is recomputed
+    mesh: MeshConfig = MeshConfig()  # on which devices
+    evaluation: EvaluationConfig = EvaluationConfig()  # how often, on how much held-out text
+    checkpoint_every_steps: int = 500  # steps between checkpoints
+    checkpoints_kept: int = 3  # newest checkpoints that stay
+    tensorboard: bool = True  # write TensorBoard files beside metrics.jsonl
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "accumulation", "checkpoint_every_steps", "checkpoints_kept"):
+            value = getattr(self, name)
+            require(value >= 1, f"{name} is {value}: it must be at least 1")
+        length, context = self.data.sequence_length, self.model.context
+        require(
+            length <= context,
+            f"data.sequence_length is {length}, longer than model.context, {context}: "
+            f"choose at most {context}",
+        )
+        require(
+            length % self.mesh.seq == 0,
+            f"mesh.seq is {self.mesh.seq}: it must divide data.sequence_length, {length}",
+        )
+        rows, parts = self.data.batch_rows, self.mesh.replica * self.mesh.data * self.accumulation
+        require(
+            rows % parts == 0,
+            f"data.batch_rows is {rows}: it must be a multiple of "
+            f"mesh.replica x mesh.data x accumulation = {parts}",
+        )
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of one optimizer step."""
+        return self.data.batch_rows * self.data.sequence_length
+
+
+# What may differ between a run and its resumption: nothing in it changes what is learned.
+RESUMABLE_CHANGES = (
+    "folder",
+    "mesh",
+    "evaluation",
+    "checkpoint_every_steps",
+    "checkpoints_kept",
+    "tensorboard",
+)
+
+_CONFIGS = {
+    config.__name__: config
+    for config in (
+        RunConfig,
+        GemmaConfig,
+        DataConfig,
+        TokenSource,
+        NextToken,
+        OptimizerConfig,
+        ComputeConfig,
+        MeshConfig,
+        EvaluationConfig,
+    )
+}
+__all__ = [*_CONFIGS, "load", "read_record", "record", "differences"]
+
+
+def load(file: str) -> RunConfig:
+    """The config of a run's Python file, which is executed. Raises `UserError` for all mistakes."""
+    storage.existing(file, "config")
+    try:
+        config = runpy.run_path(file).get("config")
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
+    except Exception as error:
+        line = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(f"config {file!r} cannot be read: {line}") from error
+    if not isinstance(config, RunConfig):
+        raise UserError(
+            f"config {file!r} leaves `config` as {type(config).__name__}: "
+            "it must end in config = RunConfig(...)"
+        )
+    return config
+
+
+def record(config: RunConfig) -> str:
+    """The config as the text of a config file, from which `load` and `read_record` restore it."""
+    names = ", ".join(sorted(_CONFIGS))
+    body = pprint.pformat(config, width=96, sort_dicts=False)
+    return (
+        '"""The record of a run, written by gemma_train."""\n\n'
+        f"from gemma_train.config import {names}\n\nconfig = {body}\n"
+    )
+
+
+def read_record(folder: str) -> RunConfig:
+    """The config of the run in `folder`, without executing its record."""
+    file = storage.path(folder) / RECORD
+    require(file.exists(), f"{folder!r} holds no {RECORD}: name the folder of a run")
+    try:
+        tree = ast.parse(file.read_text())
+        values = [node.value for node in tree.body if isinstance(node, ast.Assign)]
+        config = _evaluate(values[-1])
+        if not isinstance(config, RunConfig):
+            raise ValueError("no RunConfig in it")
+    except (SyntaxError, ValueError, TypeError, IndexError, RecursionError) as error:
+        raise UserError(f"{file} is not the record of a run: {error}") from error
+    return config
+
+
+def differences(recorded: RunConfig, asked: RunConfig) -> list[str]:
+    """What tells two configs apart, beyond `RESUMABLE_CHANGES`: 'field: recorded, asked' each."""
+    return [
+        line
+        for field in fields(RunConfig)
+        if field.name not in RESUMABLE_CHANGES
+        for line in _compare(getattr(recorded, field.name), getattr(asked, field.name), field.name)
+    ]
+
+
+def _compare(old: Any, new: Any, name: str) -> list[str]:
+    if old == new:
+        return []
+    if type(old) is type(new) and type(old).__name__ in _CONFIGS:
+        return [
+            line
+            for field in fields(old)
+            for line in _compare(
+                getattr(old, field.name), getattr(new, field.name), f"{name}.{field.name}"
+            )
+        ]
+    return [f"{name} was {old!r}, is {new!r}"]
+
+
+def _evaluate(node: ast.expr) -> Any:
+    """The value of a literal, a tuple, or a call of a config class with keywords."""
+    match node:
+        case ast.Call(func=ast.Name(id=name), args=[], keywords=keywords) if name in _CONFIGS:
+            return _CONFIGS[name](**{k.arg or "": _evaluate(k.value) for k in keywords})
+        case ast.Tuple(elts=elements):
+            return tuple(_evaluate(element) for element in elements)
+        case _:
+            return ast.literal_eval(node)

@@ -1,0 +1,1 @@
+"""Training: the state, the step, its checkpoints and the loop."""

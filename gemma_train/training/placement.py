@@ -1,0 +1,31 @@
+"""From a process's rows to arrays on the mesh: which rows it needs, and where they go."""
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from gemma_train.axes import activation
+from gemma_train.data.example import Batch
+
+
+def needed_rows(mesh: Mesh, batch_rows: int) -> list[int]:
+    """The rows of the global batch that this process's devices hold a part of, in order.
+
+    Read off the sharding, so that it holds for one process, many, and Pathways.
+    """
+    places = NamedSharding(mesh, activation("b")).addressable_devices_indices_map((batch_rows,))
+    return sorted({row for (rows,) in places.values() for row in range(batch_rows)[rows]})
+
+
+def place(batch: Batch, mesh: Mesh, batch_rows: int) -> Batch:
+    """The global batch of [b, t] arrays from this process's rows (as `needed_rows` orders them)."""
+    local = {row: index for index, row in enumerate(needed_rows(mesh, batch_rows))}
+    sharding = NamedSharding(mesh, activation("bt"))
+
+    def put(x_bt: np.ndarray) -> jax.Array:
+        def part(index: tuple[slice, slice]) -> np.ndarray:
+            return x_bt[[local[row] for row in range(batch_rows)[index[0]]], index[1]]
+
+        return jax.make_array_from_callback((batch_rows, x_bt.shape[1]), sharding, part)
+
+    return jax.tree.map(put, batch)

@@ -1,0 +1,79 @@
+"""One optimizer step: the loss and its gradient over microbatches, then AdamW."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import PartitionSpec
+
+from gemma_train.axes import activation
+from gemma_train.config import RunConfig
+from gemma_train.data.example import Batch
+from gemma_train.losses.next_token import next_token_loss
+from gemma_train.model import Gemma
+from gemma_train.optimizer import learning_rate, make_optimizer
+from gemma_train.training.state import TrainState
+
+Scalars = dict[str, jax.Array]
+
+
+def make_step(config: RunConfig) -> Callable[[TrainState, Batch], tuple[TrainState, Scalars]]:
+    """The compiled step: (state, batch of [b, t]) -> (next state, scalars). The state is donated.
+
+    Scalars: `loss` (with z-loss) and `cross_entropy` in nats per token, `gradient_norm` before
+    clipping, `learning_rate`, and `tokens` that carried loss.
+    """
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    rate = learning_rate(config.optimizer, config.steps)
+
+    def loss(model: Gemma, batch: Batch, token_weight: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return next_token_loss(model, batch, token_weight, config.loss)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Scalars]:
+        tokens = jnp.sum(batch.weights_bt)
+        sums, gradients = _accumulate(
+            jax.value_and_grad(loss, has_aux=True),
+            state.model,
+            batch,
+            1.0 / jnp.maximum(tokens, 1.0),
+            config.accumulation,
+        )
+        updates, moments = optimizer.update(gradients, state.moments, state.model)
+        scalars = {
+            "loss": sums[0],
+            "cross_entropy": sums[1],
+            "gradient_norm": optax.global_norm(gradients),
+            "learning_rate": rate(state.step),
+            "tokens": tokens,
+        }
+        model = optax.apply_updates(state.model, updates)
+        return TrainState(step=state.step + 1, model=model, moments=moments), scalars
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def _accumulate(
+    value_and_gradient: Callable,
+    model: Gemma,
+    batch: Batch,
+    token_weight: jax.Array,
+    microbatches: int,
+) -> tuple[tuple[jax.Array, jax.Array], Gemma]:
+    """The sums of loss and gradient over microbatches, one at a time in memory."""
+    if microbatches == 1:
+        return value_and_gradient(model, batch, token_weight)
+
+    def part(x_bt: jax.Array) -> jax.Array:
+        """[b, t] -> [microbatch, b / microbatches, t], every device keeping rows of its own."""
+        b, t = activation("bt")
+        shape = (x_bt.shape[0] // microbatches, microbatches, x_bt.shape[1])
+        parts = jax.lax.reshape(x_bt, shape, out_sharding=PartitionSpec(b, None, t))
+        return jnp.swapaxes(parts, 0, 1)
+
+    def add(sums, one: Batch):
+        return jax.tree.map(jnp.add, sums, value_and_gradient(model, one, token_weight)), None
+
+    zero = jnp.zeros((), jnp.float32)
+    empty = ((zero, zero), jax.tree.map(jnp.zeros_like, model))
+    return jax.lax.scan(add, empty, jax.tree.map(part, batch))[0]

@@ -1,0 +1,141 @@
+"""The page of a run: whole, offline, safe, and a clear line where there is none to write."""
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from gemma_train.commands.report import ReportArguments, run
+from gemma_train.errors import UserError
+from gemma_train.metrics.recorder import FILE, Recorder
+
+
+class References(HTMLParser):
+    """Collects what a page refers to: src and href attributes, url(...) in attributes and CSS."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.found = set(), []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        for name, value in attrs:
+            if name.split(":")[-1] in ("src", "href", "data", "srcset"):
+                self.found.append(value)
+            self.found += re.findall(r"url\((.*?)\)", value or "")
+
+    def handle_data(self, data):
+        if self.lasttag == "style":
+            self.found += re.findall(r"url\((.*?)\)|(@import.*)", data)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A run of ten steps, with everything that a run may leave."""
+    with Recorder(tmp_path, 0, tensorboard=False) as recorder:
+        for step in range(1, 11):
+            scalars = {"loss": 9 / step, "gradient_norm": 1 / step, "learning_rate": 6e-4}
+            speed = {"seconds_per_step": 2.0, "tokens_per_second": 512.0, "data_wait_seconds": 0.1}
+            recorder.record(step, scalars | (speed if step > 1 else {"first_step_seconds": 30.0}))
+        recorder.record(10, {"loss": 1.25}, kind="evaluation")
+    (tmp_path / "config.py").write_text("name = '<script>alert(1)</script>'\n")
+    (tmp_path / "sample.txt").write_text("Once upon <a href='http://x'> time")
+    (tmp_path / "summary.json").write_text(
+        json.dumps({"parameters": 268_098_176, "unigram_entropy": 7.5, "device": "<b>cpu</b>"})
+    )
+    return tmp_path
+
+
+def report(folder, **arguments):
+    run(ReportArguments(run=str(folder), **arguments))
+    return (folder / "report.html").read_text()
+
+
+def test_the_page_has_the_figures_and_the_curves(folder, capsys):
+    html = report(folder)
+    assert capsys.readouterr().out == f"wrote {folder / 'report.html'}\n"
+    for figure in ("1.250", "6.250", "10.2k", "268,098,176", "median 512", "median 5 %"):
+        assert figure in html
+    titles = re.findall(r"<figcaption><span>([A-Za-z ]+?) *(?:<|$)", html, re.MULTILINE)
+    assert titles == [
+        "Loss",
+        "Gradient norm",
+        "Learning rate",
+        "Tokens a second",
+        "Share of time waiting for data",
+    ]
+    assert "prefers-color-scheme: dark" in html
+
+
+def test_the_page_loads_nothing_from_outside(folder):
+    references = References(report(folder))
+    assert references.found and all(found.startswith("#") for found in references.found)
+    assert not references.tags & {"script", "link", "img", "iframe", "image"}
+
+
+def test_what_files_hold_is_escaped(folder):
+    html = report(folder)
+    assert "<script" not in html and "&lt;script&gt;alert(1)&lt;/script&gt;" in html
+    assert "<a href" not in html and "<b>cpu" not in html
+
+
+def test_metrics_alone_make_a_page(folder):
+    for name in ("config.py", "sample.txt", "summary.json"):
+        (folder / name).unlink()
+    html = report(folder)
+    assert "held-out loss" in html and "<details>" not in html and "Sample" not in html
+
+
+def test_a_run_that_is_killed_may_be_reported_with_its_half_line(folder):
+    with (folder / FILE).open("a") as stream:
+        stream.write('{"step": 11, "lo')
+    assert "10 steps" in report(folder)
+
+
+def test_values_that_are_not_finite_are_counted_beside_the_curve(folder):
+    with Recorder(folder, 10, tensorboard=False) as recorder:
+        recorder.record(11, {"loss": math.nan, "gradient_norm": math.inf})
+    assert report(folder).count("1 value not finite") == 2
+
+
+def test_a_long_run_makes_a_page_of_less_than_a_megabyte(folder):
+    line = '{{"step": {0}, "time": 18{0:08}.0, "kind": "train", "loss": {1}}}\n'
+    lines = (line.format(step, 3 + step % 7 / 10) for step in range(1, 30_001))
+    (folder / FILE).write_text("".join(lines))
+    assert len(report(folder)) < 1_000_000
+
+
+def test_the_page_may_be_written_elsewhere(folder, tmp_path):
+    run(ReportArguments(run=str(folder), output=str(tmp_path / "elsewhere.html")))
+    assert (tmp_path / "elsewhere.html").read_text().startswith("<!doctype html>")
+
+
+def test_a_page_for_a_folder_that_is_not_there_is_refused(folder):
+    with pytest.raises(UserError, match="folder of the page '.*nowhere' does not exist"):
+        run(ReportArguments(run=str(folder), output=str(folder / "nowhere" / "page.html")))
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UserError, match="run folder '.*nowhere' does not exist"):
+        report(tmp_path / "nowhere")
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path):
+    with pytest.raises(UserError, match="holds no metrics.jsonl"):
+        report(tmp_path)
+
+
+def test_a_run_without_a_step_has_nothing_to_report(tmp_path):
+    Recorder(tmp_path, 0, tensorboard=False).close()
+    with pytest.raises(UserError, match="holds no training step yet"):
+        report(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]"])
+def test_a_summary_that_is_no_object_is_named(folder, text):
+    (folder / "summary.json").write_text(text)
+    with pytest.raises(UserError, match="summary.json is not"):
+        report(folder)

@@ -1,0 +1,56 @@
+import sysconfig
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from etils import epath
+
+from gemma_train.data.shards import SourceCounts, TokenDataset, TokenWriter
+from gemma_train.tokenizer.tokenizer import Tokenizer
+from gemma_train.tokenizer.training import TokenizerConfig, train_tokenizer
+
+VOCABULARY = 600
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory) -> Tokenizer:
+    """A small tokenizer of real text."""
+    path = epath.Path(tmp_path_factory.mktemp("tokenizer") / "small.model")
+    library = Path(sysconfig.get_path("stdlib"))
+    texts = [file.read_text("utf-8") for file in sorted((library / "json").glob("*.py"))]
+    train_tokenizer(texts, TokenizerConfig(path=str(path), vocabulary=VOCABULARY), path)
+    return Tokenizer.load(str(path))
+
+
+@pytest.fixture
+def write_dataset(tokenizer) -> Callable[..., str]:
+    """Writes documents, given as ids with their <bos> and <eos>, and returns the folder."""
+
+    def write(folder: Path, documents: Sequence[Sequence[int]], shard_tokens: int = 2**20) -> str:
+        writer = TokenWriter(epath.Path(folder), shard_tokens)
+        for document in documents:
+            writer.append(document)
+        counts = SourceCounts(
+            name="made",
+            licence="CC0-1.0",
+            documents=len(documents),
+            tokens=sum(map(len, documents)),
+            bytes=0,
+            characters=0,
+        )
+        writer.finish(tokenizer, {}, [counts])
+        return str(folder)
+
+    return write
+
+
+def made_documents(seed: int, count: int, longest: int) -> list[list[int]]:
+    """Documents of random ids and random lengths, `<bos>` to `<eos>`; some hold nothing else."""
+    random = np.random.default_rng(seed)
+    lengths = random.integers(0, longest, count)
+    return [[2, *random.integers(3, VOCABULARY, length).tolist(), 1] for length in lengths]
+
+
+def open_dataset(folder: str) -> TokenDataset:
+    return TokenDataset(folder)

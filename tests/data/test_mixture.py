@@ -1,0 +1,63 @@
+import grain
+import numpy as np
+import pytest
+
+from gemma_train.data.mixture import Schedule, effective_weights, mix, quotas
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        ((1,), [1]),
+        ((0.7, 0.25, 0.05), [14, 5, 1]),
+        ((2, 1, 1), [2, 1, 1]),
+        ((1, 1, 1), [1, 1, 1]),
+        ((1, 1.99999), None),
+        ((3, 0, 1), [3, 0, 1]),
+        ((0.1 + 0.2, 0.7), None),
+    ],
+)
+def test_effective_weights_are_exact_where_a_period_allows(weights, expected):
+    if expected:
+        assert quotas(weights) == expected
+    wanted = np.array(weights) / sum(weights)
+    np.testing.assert_allclose(effective_weights(weights), wanted, atol=1e-5)
+    assert sum(effective_weights(weights)) == pytest.approx(1)
+
+
+def test_a_tiny_weight_still_gets_a_row():
+    assert quotas((1, 1e-9, 0.5))[1] == 1
+
+
+@pytest.mark.parametrize("components", [1, 2, 3, 7, 40, 140])
+def test_every_prefix_is_within_one_row_of_its_share(components):
+    random = np.random.default_rng(components)
+    quota = quotas(random.integers(1, 50, components) / 7)
+    schedule = Schedule(quota)
+    period = min(sum(quota), 20_000)
+    chosen = np.array([schedule[row][0] for row in range(period)])
+    counts = np.cumsum(chosen[:, None] == np.arange(components), axis=0)
+    shares = np.arange(1, period + 1)[:, None] * (np.array(quota) / sum(quota))
+    assert np.abs(counts - shares).max() < 1 + 1e-6
+
+
+def test_each_component_is_read_in_order_without_gaps():
+    schedule = Schedule(quotas((0.7, 0.25, 0.05)))
+    for component in range(3):
+        picked = [row for chosen, row in (schedule[i] for i in range(200)) if chosen == component]
+        assert picked == list(range(len(picked)))
+
+
+def test_a_position_far_away_is_found_at_once():
+    schedule = Schedule([14, 5, 1])
+    component, row = schedule[20 * 10**12 + 3]
+    assert schedule[3][0] == component
+    assert row == (14, 5, 1)[component] * 10**12 + schedule[3][1]
+
+
+def test_mixing_takes_rows_from_the_components():
+    parts = [grain.MapDataset.range(0, 100).repeat(), grain.MapDataset.range(1_000, 1_100).repeat()]
+    mixed = mix(parts, (3, 1))
+    values = [mixed[index] for index in range(400)]
+    assert sorted(value for value in values if value >= 1_000) == list(range(1_000, 1_100))
+    assert [value for value in values if value < 1_000] == [*range(100)] * 3
