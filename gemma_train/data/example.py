@@ -1,6 +1,5 @@
-"""The record: one row of tokens and the batch that the trainer reads, field by field."""
+"""The record: the batch that the trainer reads, field by field, and one row of it."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -9,7 +8,7 @@ from jax import tree_util
 
 
 class Row(NamedTuple):
-    """One row of `t` tokens; the fields of `Batch` without its first axis."""
+    """One row of `t` tokens: the fields of `Batch` without its first axis."""
 
     tokens: np.ndarray
     targets: np.ndarray
@@ -29,14 +28,13 @@ class Batch:
     segments_bt: np.ndarray  # int32: the document within the row, from 1; 0 is padding
     weights_bt: np.ndarray  # float32: 1 where the target counts; 0 for padding and another document
 
+    def row(self, index: int) -> Row:
+        """Views of one row, to read or to fill."""
+        return Row(*(getattr(self, field.name)[index] for field in fields(self)))
 
-def stack(rows: Sequence[Row]) -> Batch:
-    """The batch of these rows, in this order."""
+
+def padding(rows: int, length: int) -> Batch:
+    """A batch of padding alone, to be filled row by row."""
+    types = {"weights_bt": np.float32}
     names = [field.name for field in fields(Batch)]
-    return Batch(**dict(zip(names, map(np.stack, zip(*rows, strict=True)), strict=True)))
-
-
-def padding(length: int) -> Row:
-    """A row without any document, to fill the last batch of an evaluation."""
-    zeros = np.zeros(length, np.int32)
-    return Row(zeros, zeros, zeros, zeros, np.zeros(length, np.float32))
+    return Batch(**{name: np.zeros((rows, length), types.get(name, np.int32)) for name in names})

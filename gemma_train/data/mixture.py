@@ -9,20 +9,13 @@ and costs 98 us a row at 500 components (design/data.md 1.2).
 """
 
 import heapq
-import sys
 from collections.abc import Sequence
 from fractions import Fraction
 from math import lcm
 
-import grain
 import numpy as np
 
 LONGEST_PERIOD = 100_000  # rows; weights of finer grain are rounded to this
-
-
-def mix(components: Sequence[grain.MapDataset], weights: Sequence[float]) -> grain.MapDataset:
-    """Endless rows of endless `components` in proportion to `weights` (all above 0)."""
-    return grain.MapDataset.select_from_datasets(components, Schedule(quotas(weights)))
 
 
 def effective_weights(weights: Sequence[float]) -> tuple[float, ...]:
@@ -46,7 +39,7 @@ def quotas(weights: Sequence[float]) -> list[int]:
     return [int(share * period) for share in shares]
 
 
-class Schedule(grain.transforms.DatasetSelectionMap):
+class Schedule:
     """Row of the mixture -> (component, row of that component), in closed form."""
 
     def __init__(self, quota: Sequence[int]):
@@ -55,9 +48,6 @@ class Schedule(grain.transforms.DatasetSelectionMap):
         self._rank = np.empty_like(self._component)
         for component, rows in enumerate(quota):
             self._rank[self._component == component] = np.arange(rows)
-
-    def __len__(self) -> int:
-        return sys.maxsize
 
     def __getitem__(self, index: int) -> tuple[int, int]:
         period, row = divmod(index, self._component.size)

@@ -5,11 +5,13 @@ of hosts, threads and worker processes, and training resumes at any row. Reading
 explicit ReadOptions: its defaults are five times slower on small elements (design/data.md 1.5).
 """
 
+import bisect
 import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import accumulate
+from typing import Any, Protocol, Self
 
 import grain
 import numpy as np
@@ -17,8 +19,8 @@ from absl import flags
 from jax import tree_util
 
 from gemma_train import storage
-from gemma_train.data.example import Batch, Row, padding, stack
-from gemma_train.data.mixture import mix
+from gemma_train.data.example import Batch, Row, padding
+from gemma_train.data.mixture import Schedule, quotas
 from gemma_train.data.rows import Rows
 from gemma_train.data.shards import TokenDataset, check_tokenizer
 from gemma_train.errors import require
@@ -73,7 +75,7 @@ class Batches(Iterator[Batch]):
     """An iterator of batches that reads ahead. `close` ends it, its threads and its processes."""
 
     def __init__(self, dataset: grain.IterDataset):
-        self._iterator = iter(dataset)
+        self._iterator: Any = iter(dataset)
         self._iterator.start_prefetch()
 
     def __next__(self) -> Batch:
@@ -84,7 +86,7 @@ class Batches(Iterator[Batch]):
             self._iterator.close()
         self._iterator = iter(())
 
-    def __enter__(self) -> "Batches":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -100,25 +102,14 @@ def batches(config: DataConfig, *, start_row: int, batch_indices: Sequence[int])
     """
     require(start_row >= 0, f"start_row is {start_row}: must be 0 or more")
     source = _BatchSource(
-        rows=training_rows(config),
+        rows=_training_rows(config),
         first_row=start_row,
         batch_rows=config.batch_rows,
         batch_indices=tuple(batch_indices),
         batches=(sys.maxsize - start_row) // config.batch_rows,
+        length=config.sequence_length,
     )
-    return _read_ahead(grain.MapDataset.source(source), config)
-
-
-def training_rows(config: DataConfig) -> grain.MapDataset:
-    """The endless stream of training rows: shuffled within each epoch of a source, then mixed."""
-    used = [(index, source) for index, source in enumerate(config.train) if source.weight]
-    opened = _open([source.path for _, source in used], config)
-    components = []
-    for (index, _), rows in zip(used, opened, strict=True):
-        # `seed(s)` hashes s; `shuffle(seed=s)` would make epoch 1 of seed 0 epoch 0 of seed 1.
-        seed = np.random.SeedSequence((config.shuffle_seed, index)).generate_state(1)[0]
-        components.append(grain.MapDataset.source(rows).seed(int(seed)).shuffle().repeat())
-    return mix(components, [source.weight for _, source in used])
+    return _read_ahead(source, config)
 
 
 def held_out_batches(
@@ -134,16 +125,15 @@ def held_out_batches(
     `batch_indices` as in `batches`; all rows by default. Raises `UserError` like `batches`.
     """
     require(bool(config.held_out), "data.held_out is empty: name a dataset to evaluate on")
-    sources = [grain.MapDataset.source(rows) for rows in _open(config.held_out, config)]
-    rows = grain.MapDataset.concatenate(sources)
-    chosen = _spread(len(rows), maximum_rows)
+    rows = _HeldOutRows(_open(config.held_out, config), maximum_rows)
     source = _BatchSource(
-        rows=_ChosenRows(rows=rows, chosen=chosen, padding=padding(config.sequence_length)),
+        rows=rows,
         batch_rows=batch_rows,
         batch_indices=tuple(range(batch_rows) if batch_indices is None else batch_indices),
-        batches=-(-len(chosen) // batch_rows),
+        batches=-(-len(rows) // batch_rows),
+        length=config.sequence_length,
     )
-    return _read_ahead(grain.MapDataset.source(source), config)
+    return _read_ahead(source, config)
 
 
 def unigram_entropy(config: DataConfig, *, maximum_rows: int | None = None) -> float:
@@ -162,34 +152,74 @@ def unigram_entropy(config: DataConfig, *, maximum_rows: int | None = None) -> f
     return float(-(shares * np.log(shares)).sum())
 
 
+class _FillsRows(Protocol):
+    def fill(self, index: int, row: Row) -> None: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class _BatchSource:
-    """Random access to the batches of one process."""
+    """Random access to the batches of one process, for grain."""
 
-    rows: Any  # rows[index] is a Row
+    rows: _FillsRows
     first_row: int = 0
     batch_rows: int
     batch_indices: tuple[int, ...]
     batches: int
+    length: int
 
     def __len__(self) -> int:
         return self.batches
 
     def __getitem__(self, index: int) -> Batch:
+        batch = padding(len(self.batch_indices), self.length)
         first = self.first_row + index * self.batch_rows
-        return stack([self.rows[first + offset] for offset in self.batch_indices])
+        for slot, offset in enumerate(self.batch_indices):
+            self.rows.fill(first + offset, batch.row(slot))
+        return batch
 
 
 @dataclass(frozen=True, kw_only=True)
-class _ChosenRows:
-    """Some rows of a dataset, then padding without end."""
+class _TrainingRows:
+    """The endless stream: which component's turn it is, and which of its rows."""
 
-    rows: Any
-    chosen: Sequence[int]
-    padding: Row
+    components: list[Rows]
+    orders: list[grain.MapDataset]  # of row numbers; shuffling the rows themselves costs 45 us each
+    schedule: Schedule
 
-    def __getitem__(self, index: int) -> Row:
-        return self.rows[self.chosen[index]] if index < len(self.chosen) else self.padding
+    def fill(self, index: int, row: Row) -> None:
+        component, turn = self.schedule[index]
+        self.components[component].fill(self.orders[component][turn], row)
+
+
+class _HeldOutRows:
+    """At most `maximum` rows of some datasets, evenly spread; what follows stays padding."""
+
+    def __init__(self, datasets: list[Rows], maximum: int | None):
+        self._datasets = datasets
+        self._starts = [0, *accumulate(map(len, datasets))]
+        total = self._starts[-1]
+        self._rows = total if maximum is None else min(maximum, total)
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def fill(self, index: int, row: Row) -> None:
+        if index < self._rows:
+            chosen = index * self._starts[-1] // self._rows
+            dataset = bisect.bisect_right(self._starts, chosen) - 1
+            self._datasets[dataset].fill(chosen - self._starts[dataset], row)
+
+
+def _training_rows(config: DataConfig) -> _TrainingRows:
+    used = [(index, source) for index, source in enumerate(config.train) if source.weight]
+    components = _open([source.path for _, source in used], config)
+    orders = []
+    for (index, _), rows in zip(used, components, strict=True):
+        # `seed(s)` hashes s; `shuffle(seed=s)` would make epoch 1 of seed 0 epoch 0 of seed 1.
+        seed = int(np.random.SeedSequence((config.shuffle_seed, index)).generate_state(1)[0])
+        orders.append(grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat())
+    schedule = Schedule(quotas([source.weight for _, source in used]))
+    return _TrainingRows(components=components, orders=orders, schedule=schedule)
 
 
 def _open(paths: Sequence[str], config: DataConfig) -> list[Rows]:
@@ -201,19 +231,12 @@ def _open(paths: Sequence[str], config: DataConfig) -> list[Rows]:
     return [Rows(dataset, config.sequence_length) for dataset in datasets]
 
 
-def _spread(total: int, maximum: int | None) -> Sequence[int]:
-    """At most `maximum` of `total` rows, evenly spread."""
-    if maximum is None or maximum >= total:
-        return range(total)
-    return [index * total // maximum for index in range(maximum)]
-
-
-def _read_ahead(dataset: grain.MapDataset, config: DataConfig) -> Batches:
+def _read_ahead(source: _BatchSource, config: DataConfig) -> Batches:
     threads = min(config.read_threads, config.prefetch_batches)
     options = grain.ReadOptions(
         num_threads=threads, prefetch_buffer_size=config.prefetch_batches if threads else 0
     )
-    stream = dataset.to_iter_dataset(options)
+    stream = grain.MapDataset.source(source).to_iter_dataset(options)
     if config.worker_processes:
         if not flags.FLAGS.is_parsed():  # grain reads absl flags, which only absl's own main parses
             flags.FLAGS.mark_as_parsed()

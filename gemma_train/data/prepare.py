@@ -164,10 +164,12 @@ def _differences(there: object, here: object, name: str = "") -> Iterator[str]:
 
 def _check_space(folder: epath.Path, needed: int, report: Callable[[str], None]) -> None:
     free = storage.free_bytes(folder)
-    known = "" if free is None else f", {free / 1e9:,.1f} GB are free"
-    report(f"{folder}: about {needed / 1e6:,.0f} MB of tokens to write{known}")
+    estimate = f"{folder}: about {needed / 1e6:,.0f} MB of tokens to write"
+    if free is None:
+        return report(estimate)
+    report(f"{estimate}, {free / 1e9:,.1f} GB are free")
     require(
-        free is None or needed < free,
+        needed < free,
         f"folder {str(folder)!r} needs about {needed:,} bytes and its disk has {free:,} free: free "
         "some, or name a folder on another disk",
     )

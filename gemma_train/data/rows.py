@@ -4,9 +4,11 @@ Rows overlap by one token, so that the last input of a row has its target, and e
 first is a target exactly once (design/data.md, decision 1). The last row is padded.
 """
 
+from itertools import pairwise
+
 import numpy as np
 
-from gemma_train.data.example import Row
+from gemma_train.data.example import Row, padding
 from gemma_train.data.shards import TokenDataset
 from gemma_train.errors import require
 
@@ -22,26 +24,24 @@ class Rows:
         self._dataset, self._length = dataset, length
 
     def __len__(self) -> int:
-        return -(-(len(self._dataset) - 1) // self._length)
+        return (len(self._dataset) - 2) // self._length + 1
 
     def __getitem__(self, index: int) -> Row:
         """Row `index`: five arrays of `length` elements, as `Batch` describes them."""
-        length = self._length
-        tokens, starts = self._dataset.read(index * length, index * length + length + 1)
-        present = tokens.size - 1
-        ids = np.zeros(length + 1, np.int32)
-        ids[: tokens.size] = tokens
-        inner = starts[(starts > 0) & (starts < present)]  # documents that start within the inputs
+        row = padding(1, self._length).row(0)
+        self.fill(index, row)
+        return row
 
-        segments = np.zeros(length, np.int32)
-        segments[0] = 1
-        segments[inner] = 1
-        segments = np.cumsum(segments, dtype=np.int32)
-        begins = np.concatenate([[0], inner]).astype(np.int32)
-        positions = np.arange(length, dtype=np.int32) - begins[segments - 1]
-        weights = np.ones(length, np.float32)
-        weights[starts[starts > 0] - 1] = 0  # the target is the <bos> of another document
-        inputs = ids[:-1].copy()
-        for values in (inputs, positions, segments, weights):
-            values[present:] = 0
-        return Row(inputs, ids[1:], positions, segments, weights)
+    def fill(self, index: int, row: Row) -> None:
+        """Write row `index` into arrays of padding."""
+        start = index * self._length
+        tokens, starts = self._dataset.read(start, start + self._length + 1)
+        starts, present = starts[starts > 0], tokens.size - 1
+        row.tokens[:present] = tokens[:-1]
+        row.targets[:present] = tokens[1:]
+        row.weights[:present] = 1
+        row.weights[starts - 1] = 0  # the target is the <bos> of another document
+        ascending = np.arange(present, dtype=np.int32)
+        for segment, (begin, end) in enumerate(pairwise([0, *starts.tolist(), present]), 1):
+            row.segments[begin:end] = segment
+            row.positions[begin:end] = ascending[: end - begin]

@@ -9,6 +9,7 @@ import json
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from etils import epath
 
@@ -84,7 +85,7 @@ def _records(
     record = 0
     try:
         with file.open("rb") as stream:
-            content = gzip.open(stream) if file.suffix == ".gz" else stream
+            content = gzip.GzipFile(fileobj=stream) if file.suffix == ".gz" else stream
             match source.format:
                 case "text":
                     yield 1, content.read()
@@ -109,7 +110,7 @@ def _column(stream, name: str) -> Iterator[object]:
         yield from batch.column(0).cast(pyarrow.large_binary()).to_pylist()
 
 
-def _text(raw: object, source: TextSource) -> str:
+def _text(raw: Any, source: TextSource) -> str:
     """The text of a raw record. Raises `ValueError` with the reason when there is none."""
     if source.format == "jsonl":
         record = json.loads(raw)
@@ -120,7 +121,8 @@ def _text(raw: object, source: TextSource) -> str:
     if isinstance(raw, bytes):
         raw = raw.decode("utf-8-sig")
     if not isinstance(raw, str):
-        raise ValueError(f"field {source.text_field!r} is {type(raw).__name__}, not text")
+        found = type(raw).__name__
+        raise ValueError(f"field {source.text_field!r} is {found}, not text")  # noqa: TRY004
     return raw
 
 

@@ -1,7 +1,7 @@
 """The text that a recipe's tokenizer learns from: a share of every source, by its size."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from gemma_train import storage
 from gemma_train.data.recipe import Recipe, TextSource
@@ -22,32 +22,33 @@ def recipe_tokenizer(recipe: Recipe) -> tuple[Tokenizer, bool]:
 
     Raises `UserError` when one exists at that path with another size of vocabulary.
     """
-    path = recipe.tokenizer_path
-    missing = not isinstance(recipe.tokenizer, str) and not storage.path(path).exists()
+    config = recipe.tokenizer
+    if isinstance(config, str):
+        return Tokenizer.load(config), False
+    target = storage.path(config.path)
+    missing = not target.exists()
     if missing:
-        train_tokenizer(training_texts(recipe), recipe.tokenizer, storage.path(path))
-    tokenizer = Tokenizer.load(path)
-    wanted = (
-        tokenizer.vocabulary if isinstance(recipe.tokenizer, str) else recipe.tokenizer.vocabulary
-    )
+        texts = training_texts(recipe.sources, config.maximum_training_bytes)
+        train_tokenizer(texts, config, target)
+    tokenizer = Tokenizer.load(config.path)
     require(
-        tokenizer.vocabulary == wanted,
-        f"tokenizer {path!r} has {tokenizer.vocabulary:,} pieces, recipe {recipe.name!r} asks for "
-        f"{wanted:,}: remove the file to train it anew, or name another path",
+        tokenizer.vocabulary == config.vocabulary,
+        f"tokenizer {config.path!r} has {tokenizer.vocabulary:,} pieces, recipe {recipe.name!r} "
+        f"asks for {config.vocabulary:,}: remove the file to train it anew, or name another path",
     )
     return tokenizer, missing
 
 
-def training_texts(recipe: Recipe) -> Iterator[str]:
-    """Training documents of every source, up to its share of `maximum_training_bytes`.
+def training_texts(sources: Sequence[TextSource], maximum_bytes: int) -> Iterator[str]:
+    """Training documents of every source, up to its share of `maximum_bytes`.
 
     A source's files are taken in an order that looks random and is always the same, so that a part
     of them stands for all.
     """
-    files = [source_files(source) for source in recipe.sources]
-    sizes = [estimated_bytes(*pair) for pair in zip(recipe.sources, files, strict=True)]
-    for source, found, size in zip(recipe.sources, files, sizes, strict=True):
-        left = recipe.tokenizer.maximum_training_bytes * size // max(1, sum(sizes))
+    files = [source_files(source) for source in sources]
+    sizes = [estimated_bytes(*pair) for pair in zip(sources, files, strict=True)]
+    for source, found, size in zip(sources, files, sizes, strict=True):
+        left = maximum_bytes * size // max(1, sum(sizes))
         found.sort(key=lambda file: hashlib.blake2b(str(file).encode()).digest())
         for text, size in documents(source, found, Skipped()):
             if left <= 0:

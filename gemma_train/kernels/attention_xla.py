@@ -15,11 +15,6 @@ def attend(
     soft_cap: float | None,
 ) -> jax.Array:
     """[b, t, n, h] weighted values; scores and softmax in float32. Memory grows as t * s."""
-    heads_k = key_bskh.shape[2]
-    query_btkgh = query_btnh.reshape(*query_btnh.shape[:2], heads_k, -1, query_btnh.shape[3])
-    scores_bkgts = jnp.einsum(
-        "btkgh,bskh->bkgts", query_btkgh, key_bskh, preferred_element_type=jnp.float32
-    )
     seen_bts = allowed(
         mask.query_positions_bt,
         mask.query_segments_bt,
@@ -27,8 +22,28 @@ def attend(
         mask.key_segments_bs,
         mask.window,
     )
-    weights_bkgts = masked_softmax(scores_bkgts, seen_bts[:, None, None], soft_cap)
-    output_btkgh = jnp.einsum(
-        "bkgts,bskh->btkgh", weights_bkgts.astype(value_bskh.dtype), value_bskh
+    return attend_seen(query_btnh, key_bskh, value_bskh, seen_bts, soft_cap)
+
+
+def attend_seen(
+    query_btnh: jax.Array,
+    key_bskh: jax.Array,
+    value_bskh: jax.Array,
+    seen_bts: jax.Array,
+    soft_cap: float | None,
+) -> jax.Array:
+    """Attention under a mask in memory, the queries that share a key head as rows of one matrix."""
+    batch, length, heads_n, head = query_btnh.shape
+    heads_k = key_bskh.shape[2]
+    query_btkgh = query_btnh.reshape(batch, length, heads_k, heads_n // heads_k, head)
+    scores_bktgs = jnp.einsum(
+        "bktgh,bskh->bktgs",
+        jnp.swapaxes(query_btkgh, 1, 2),
+        key_bskh,
+        preferred_element_type=jnp.float32,
     )
-    return output_btkgh.reshape(query_btnh.shape)
+    weights_bktgs = masked_softmax(scores_bktgs, seen_bts[:, None, :, None], soft_cap)
+    output_bktgh = jnp.einsum(
+        "bktgs,bskh->bktgh", weights_bktgs.astype(value_bskh.dtype), value_bskh
+    )
+    return jnp.swapaxes(output_bktgh, 1, 2).reshape(query_btnh.shape)

@@ -98,61 +98,74 @@ def _on_one_shard(
         return flat.reshape(-1, chunk, *flat.shape[1:])
 
     def body(carry, one):
-        sums, gradient_vd = carry
+        sums, gradient_dv = carry
         states_cd, targets_c, weights_c = (_gathered(x, rows) for x in one)
-        chunk_sums, scores_cv = _chunk(
+        chunk_sums, powers_cv, scale_c, pull_c = _chunk(
             states_cd, table_vd, targets_c - first_row, weights_c, terms, rows
         )
         sums = jax.tree.map(jnp.add, sums, chunk_sums)
         if not with_gradients:
-            return (sums, gradient_vd), None
-        gradient_vd += jnp.einsum(
-            "cv,cd->vd", scores_cv, states_cd, preferred_element_type=jnp.float32
+            return (sums, gradient_dv), None
+        scaled_cd = (states_cd * scale_c[:, None]).astype(dtype)
+        gradient_dv += jnp.einsum(
+            "cd,cv->dv", scaled_cd, powers_cv, preferred_element_type=jnp.float32
         )
-        gradient_cd = jnp.einsum("cv,vd->cd", scores_cv, table_vd)
-        return (sums, gradient_vd), _scattered(gradient_cd, rows)
+        gradient_cd = jnp.einsum("cv,vd->cd", powers_cv, table_vd) * scale_c[:, None]
+        return (sums, gradient_dv), (_scattered(gradient_cd.astype(dtype), rows), pull_c)
 
     zero = jnp.zeros((), jnp.float32)
-    empty_vd = jnp.zeros(table_vd.shape, jnp.float32) if with_gradients else None
-    (sums, gradient_vd), gradient_xcd = jax.lax.scan(
-        body, ((zero, zero), empty_vd), (chunks(states_btd), chunks(targets_bt), chunks(weights_bt))
+    empty_dv = jnp.zeros(table_vd.shape[::-1], jnp.float32) if with_gradients else None
+    (sums, gradient_dv), found = jax.lax.scan(
+        body, ((zero, zero), empty_dv), (chunks(states_btd), chunks(targets_bt), chunks(weights_bt))
     )
     whole_axes = tuple(axis for axis in MESH_AXES if axis not in rows)
     sums = jax.tree.map(lambda x: jax.lax.psum(x, whole_axes), sums)
     if not with_gradients:
         return sums, None
-    gradient_btd = gradient_xcd.reshape(-1, width)[:tokens].reshape(states_btd.shape)
+    gradient_td, gradient_vd = found[0].reshape(-1, width)[:tokens], gradient_dv.T
+    if not rows:
+        pull_t, targets_t = found[1].reshape(-1, 1)[:tokens], targets_bt.reshape(-1)
+        gradient_td -= (pull_t * table_vd[targets_t]).astype(dtype)
+        gradient_vd = gradient_vd.at[targets_t].add(-pull_t * states_btd.reshape(-1, width))
     gradient_vd = _reduced(gradient_vd, dtype, rows, columns)
-    return sums, (gradient_btd, gradient_vd)
+    return sums, (gradient_td.reshape(states_btd.shape), gradient_vd)
 
 
 def _chunk(states_cd, table_vd, targets_c, weights_c, terms, rows):
-    """The sums of a chunk, and the gradient of its loss by its (uncapped) logits, [c, v].
+    """(sums, powers [c, v], scale [c], pull [c]): the gradient by the logits is powers * scale,
+    less pull at the target.
 
+    A table whose rows are all here takes the pull apart, row by row, and `powers` is the softmax's
+    numerator as it comes: one pass over [c, v] less. A part of the table has it in `powers`.
     `targets_c` counts from this device's first row: a target elsewhere is out of range.
     """
     logits_cv = jnp.einsum("cd,vd->cv", states_cd, table_vd, preferred_element_type=jnp.float32)
+    slope_cv = 1.0
     if terms.soft_cap is not None:
         tanh_cv = jnp.tanh(logits_cv / terms.soft_cap)
-        logits_cv = terms.soft_cap * tanh_cv
-    is_target_cv = jax.lax.broadcasted_iota(jnp.int32, logits_cv.shape, 1) == targets_c[:, None]
-    peak_c = jax.lax.stop_gradient(jnp.max(logits_cv, axis=1))
-    peak_c = jax.lax.pmax(peak_c, tuple(rows)) if rows else peak_c
+        logits_cv, slope_cv = terms.soft_cap * tanh_cv, 1.0 - jnp.square(tanh_cv)
+    peak_c = jnp.max(logits_cv, axis=1)
+    if rows:
+        peak_c = jax.lax.pmax(peak_c, tuple(rows))
+        is_target_cv = jax.lax.broadcasted_iota(jnp.int32, logits_cv.shape, 1) == targets_c[:, None]
+        target_c = jnp.sum(jnp.where(is_target_cv, logits_cv, 0.0), axis=1)
+    else:
+        target_c = jnp.take_along_axis(logits_cv, targets_c[:, None], axis=1)[:, 0]
     powers_cv = jnp.exp(logits_cv - peak_c[:, None])
-    denominator_c, target_c = (
-        jnp.sum(powers_cv, axis=1),
-        jnp.sum(jnp.where(is_target_cv, logits_cv, 0.0), axis=1),
-    )
+    denominator_c = jnp.sum(powers_cv, axis=1)
     if rows:
         denominator_c, target_c = jax.lax.psum((denominator_c, target_c), tuple(rows))
     normalizer_c = jnp.log(denominator_c) + peak_c
     cross_entropy = jnp.sum(weights_c * (normalizer_c - target_c))
     loss = cross_entropy + terms.z_loss * jnp.sum(weights_c * jnp.square(normalizer_c))
-    share_c = weights_c * (1.0 + 2.0 * terms.z_loss * normalizer_c) / denominator_c
-    scores_cv = powers_cv * share_c[:, None] - jnp.where(is_target_cv, weights_c[:, None], 0.0)
+    scale_c = weights_c * (1.0 + 2.0 * terms.z_loss * normalizer_c) / denominator_c
+    pull_c = weights_c
     if terms.soft_cap is not None:
-        scores_cv *= 1.0 - jnp.square(tanh_cv)
-    return (loss, cross_entropy), scores_cv.astype(states_cd.dtype)
+        pull_c *= 1.0 - jnp.square(target_c / terms.soft_cap)
+    if rows:
+        powers_cv = powers_cv * scale_c[:, None] - jnp.where(is_target_cv, weights_c[:, None], 0.0)
+        scale_c = jnp.ones_like(scale_c)
+    return (loss, cross_entropy), (powers_cv * slope_cv).astype(states_cd.dtype), scale_c, pull_c
 
 
 def _gathered(x, rows):

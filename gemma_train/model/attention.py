@@ -9,6 +9,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from gemma_train.kernels.attention import attention
 from gemma_train.kernels.attention_mask import AttentionMask
+from gemma_train.kernels.contraction import contract
 from gemma_train.model.config import ComputeConfig, GemmaConfig, Kind
 from gemma_train.model.layers import rms_norm, rotate
 from gemma_train.model.weight import Declaration
@@ -116,7 +117,7 @@ class Attention(nnx.Module):
         )
         output_btnh = checkpoint_name(output_btnh, "attention_output")
         output_nhd = gather(self.output[...], x_btd.dtype)
-        return jnp.einsum("btnh,nhd->btd", output_btnh, output_nhd), cache
+        return contract("btnh,nhd->btd", output_btnh, output_nhd), cache
 
     def _project(
         self, x_btd: jax.Array, positions_bt: jax.Array
@@ -124,9 +125,9 @@ class Attention(nnx.Module):
         """Scaled, normed and rotated queries and keys, and values."""
         query_dnh = gather(self.query[...], x_btd.dtype)
         key_dkh, value_dkh = (gather(w[...], x_btd.dtype) for w in (self.key, self.value))
-        query_btnh = jnp.einsum("btd,dnh->btnh", x_btd, query_dnh)
-        key_btkh = jnp.einsum("btd,dkh->btkh", x_btd, key_dkh)
-        value_btkh = jnp.einsum("btd,dkh->btkh", x_btd, value_dkh)
+        query_btnh = contract("btd,dnh->btnh", x_btd, query_dnh)
+        key_btkh = contract("btd,dkh->btkh", x_btd, key_dkh)
+        value_btkh = contract("btd,dkh->btkh", x_btd, value_dkh)
         if self.config.query_key_norm:
             query_btnh = rms_norm(query_btnh, self.query_norm[...])
             key_btkh = rms_norm(key_btkh, self.key_norm[...])

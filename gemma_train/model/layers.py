@@ -11,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec, reshard
 
 from gemma_train.axes import ACTIVATIONS, activation
-from gemma_train.kernels.gated_gelu import gated_gelu
+from gemma_train.kernels.contraction import contract
 from gemma_train.model.weight import Declaration
 from gemma_train.zero3 import axes_of, gather, share
 
@@ -50,10 +50,10 @@ class FeedForward(nnx.Module):
     def __call__(self, x_btd: jax.Array) -> jax.Array:
         gate_df, up_df = gather(self.gate[...], x_btd.dtype), gather(self.up[...], x_btd.dtype)
         down_fd = gather(self.down[...], x_btd.dtype)
-        gate_btf = jnp.einsum("btd,df->btf", x_btd, gate_df)
-        up_btf = jnp.einsum("btd,df->btf", x_btd, up_df)
-        hidden_btf = checkpoint_name(gated_gelu(gate_btf, up_btf), "hidden")
-        return jnp.einsum("btf,fd->btd", hidden_btf, down_fd)
+        gate_btf = contract("btd,df->btf", x_btd, gate_df)
+        up_btf = contract("btd,df->btf", x_btd, up_df)
+        hidden_btf = jax.nn.gelu(gate_btf, approximate=True) * up_btf
+        return contract("btf,fd->btd", checkpoint_name(hidden_btf, "hidden"), down_fd)
 
 
 class Embedding(nnx.Module):

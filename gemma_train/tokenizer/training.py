@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import sentencepiece
 from etils import epath
@@ -84,26 +85,26 @@ def place_image_markers(model: bytes, at: int = symbols.GEMMA_3_IMAGE_ID) -> byt
     return proto.SerializeToString(deterministic=True)
 
 
-_GEMMA_SETTINGS = dict(
-    model_type="bpe",
-    byte_fallback=True,
-    split_digits=True,
-    normalization_rule_name="identity",
-    add_dummy_prefix=False,
-    remove_extra_whitespaces=False,
-    allow_whitespace_only_pieces=True,
-    pad_id=0,
-    eos_id=1,
-    bos_id=2,
-    unk_id=3,
-    pad_piece=symbols.PAD,
-    eos_piece=symbols.EOS,
-    bos_piece=symbols.BOS,
-    unk_piece=symbols.UNKNOWN,
-    max_sentence_length=4 * _LONGEST_LINE,
-    num_threads=8,
-    minloglevel=2,
-)
+_GEMMA_SETTINGS: dict[str, Any] = {
+    "model_type": "bpe",
+    "byte_fallback": True,
+    "split_digits": True,
+    "normalization_rule_name": "identity",
+    "add_dummy_prefix": False,
+    "remove_extra_whitespaces": False,
+    "allow_whitespace_only_pieces": True,
+    "pad_id": 0,
+    "eos_id": 1,
+    "bos_id": 2,
+    "unk_id": 3,
+    "pad_piece": symbols.PAD,
+    "eos_piece": symbols.EOS,
+    "bos_piece": symbols.BOS,
+    "unk_piece": symbols.UNKNOWN,
+    "max_sentence_length": 4 * _LONGEST_LINE,
+    "num_threads": 8,
+    "minloglevel": 2,
+}
 
 
 def _first_bytes(texts: Iterable[str], maximum: int) -> Iterator[str]:

@@ -62,7 +62,7 @@ class Checkpoints:
         wanted = by_path(like)
         try:
             found = self._checkpointer.load_checkpointables(step, {STATE: wanted})[STATE]
-            metadata = self._checkpointer.checkpoints[-1].custom_metadata
+            metadata = self._checkpointer.checkpointables_metadata(step).custom_metadata
         except Exception as error:
             line = str(error).splitlines()[0]
             raise UserError(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from gemma_train.config import RunConfig
 from gemma_train.model import Gemma
@@ -36,8 +37,14 @@ def initial_state(config: RunConfig) -> TrainState:
 
 
 def abstract_state(config: RunConfig) -> TrainState:
-    """Shapes, dtypes and shardings of `initial_state`; nothing is allocated."""
-    return jax.eval_shape(lambda: initial_state(config))
+    """Shapes, dtypes and shardings of `initial_state` on the mesh in force, without allocation."""
+    mesh = jax.sharding.get_mesh()
+
+    def placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        spec = leaf.sharding.spec if leaf.sharding else PartitionSpec()
+        return leaf.update(sharding=NamedSharding(mesh, spec))
+
+    return jax.tree.map(placed, jax.eval_shape(lambda: initial_state(config)))
 
 
 def by_path(tree: Any) -> dict[str, Any]:
@@ -52,5 +59,5 @@ def from_paths(leaves: dict[str, Any], like: Any) -> Any:
 
 
 def _name(path: tuple[Any, ...]) -> str:
-    words = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
-    return "/".join(word for word in words if word not in ("value", "_pytree__nodes"))
+    """The path in words; a flax parameter's own last word, 'value', is left out."""
+    return jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")

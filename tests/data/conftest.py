@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from gemma_train.data.shards import SourceCounts, TokenDataset, TokenWriter
+from gemma_train.data.shards import SourceCounts, TokenWriter
 from gemma_train.tokenizer.tokenizer import Tokenizer
 from gemma_train.tokenizer.training import TokenizerConfig, train_tokenizer
 
@@ -45,12 +45,13 @@ def write_dataset(tokenizer) -> Callable[..., str]:
     return write
 
 
-def made_documents(seed: int, count: int, longest: int) -> list[list[int]]:
-    """Documents of random ids and random lengths, `<bos>` to `<eos>`; some hold nothing else."""
-    random = np.random.default_rng(seed)
-    lengths = random.integers(0, longest, count)
-    return [[2, *random.integers(3, VOCABULARY, length).tolist(), 1] for length in lengths]
+@pytest.fixture
+def made_documents() -> Callable[..., list[list[int]]]:
+    """Makes documents of random ids and lengths, `<bos>` to `<eos>`; some hold nothing else."""
 
+    def make(seed: int = 0, count: int = 50, longest: int = 30) -> list[list[int]]:
+        random = np.random.default_rng(seed)
+        lengths = random.integers(0, longest, count)
+        return [[2, *random.integers(3, VOCABULARY, length).tolist(), 1] for length in lengths]
 
-def open_dataset(folder: str) -> TokenDataset:
-    return TokenDataset(folder)
+    return make

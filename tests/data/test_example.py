@@ -1,17 +1,16 @@
 import dataclasses
 
 import jax
-import numpy as np
 
-from gemma_train.data.example import Batch, Row, padding, stack
+from gemma_train.data.example import Batch, Row, padding
 
 
-def test_stacked_rows_keep_their_order_and_fields():
-    rows = [Row(*(np.full(4, 10 * row + field) for field in range(5))) for row in range(3)]
-    batch = stack(rows)
-    assert batch.tokens_bt[:, 0].tolist() == [0, 10, 20]
-    assert batch.weights_bt[:, 0].tolist() == [4, 14, 24]
-    assert batch.targets_bt.shape == (3, 4)
+def test_a_batch_is_filled_row_by_row():
+    batch = padding(3, 4)
+    batch.row(1).tokens[:2] = 7
+    batch.row(2).weights[3] = 1
+    assert batch.tokens_bt.tolist() == [[0] * 4, [7, 7, 0, 0], [0] * 4]
+    assert batch.weights_bt.sum() == batch.weights_bt[2, 3] == 1
 
 
 def test_rows_and_batches_name_the_same_fields():
@@ -19,7 +18,6 @@ def test_rows_and_batches_name_the_same_fields():
     assert names == [f"{name}_bt" for name in Row._fields]
 
 
-def test_padding_weighs_nothing():
-    batch = stack([padding(4)])
-    assert batch.weights_bt.sum() == 0
-    assert [leaf.dtype.name for leaf in jax.tree.leaves(batch)] == ["int32"] * 4 + ["float32"]
+def test_a_batch_is_a_pytree_of_four_integer_arrays_and_the_weights():
+    leaves = jax.tree.leaves(padding(2, 4))
+    assert [leaf.dtype.name for leaf in leaves] == ["int32"] * 4 + ["float32"]

@@ -1,8 +1,7 @@
-import grain
 import numpy as np
 import pytest
 
-from gemma_train.data.mixture import Schedule, effective_weights, mix, quotas
+from gemma_train.data.mixture import Schedule, effective_weights, quotas
 
 
 @pytest.mark.parametrize(
@@ -53,11 +52,3 @@ def test_a_position_far_away_is_found_at_once():
     component, row = schedule[20 * 10**12 + 3]
     assert schedule[3][0] == component
     assert row == (14, 5, 1)[component] * 10**12 + schedule[3][1]
-
-
-def test_mixing_takes_rows_from_the_components():
-    parts = [grain.MapDataset.range(0, 100).repeat(), grain.MapDataset.range(1_000, 1_100).repeat()]
-    mixed = mix(parts, (3, 1))
-    values = [mixed[index] for index in range(400)]
-    assert sorted(value for value in values if value >= 1_000) == list(range(1_000, 1_100))
-    assert [value for value in values if value < 1_000] == [*range(100)] * 3

@@ -2,7 +2,6 @@ import pickle
 
 import numpy as np
 import pytest
-from conftest import made_documents
 
 from gemma_train.data.rows import Rows
 from gemma_train.data.shards import TokenDataset
@@ -11,9 +10,7 @@ from gemma_train.errors import UserError
 
 def slow_rows(documents: list[list[int]], length: int) -> list[list[list[float]]]:
     """The definition, token by token."""
-    stream = [
-        (token, number) for number, document in enumerate(documents) for token in document
-    ]
+    stream = [(token, number) for number, document in enumerate(documents) for token in document]
     rows = []
     for start in range(0, len(stream) - 1, length):
         row, segment, position = [[], [], [], [], []], 0, 0
@@ -34,8 +31,8 @@ def slow_rows(documents: list[list[int]], length: int) -> list[list[list[float]]
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("length", [1, 7, 64, 1_000])
-def test_rows_equal_the_definition(write_dataset, tmp_path, seed, length):
-    documents = made_documents(seed, count=60, longest=(5, 40)[seed % 2])
+def test_rows_equal_the_definition(write_dataset, made_documents, tmp_path, seed, length):
+    documents = made_documents(seed, longest=(5, 40)[seed % 2])
     folder = write_dataset(tmp_path / "made", documents, shard_tokens=(50, 2**20)[seed % 3 > 0])
     rows = Rows(TokenDataset(folder), length)
     expected = slow_rows(documents, length)
@@ -44,20 +41,20 @@ def test_rows_equal_the_definition(write_dataset, tmp_path, seed, length):
         assert [field.tolist() for field in rows[index]] == row
 
 
-def test_every_token_but_the_first_is_a_target_once(write_dataset, tmp_path):
-    documents = made_documents(1, count=50, longest=30)
+def test_every_token_but_the_first_is_a_target_once(write_dataset, made_documents, tmp_path):
+    documents = made_documents()
     rows = Rows(TokenDataset(write_dataset(tmp_path / "made", documents)), 16)
-    targets = np.concatenate([row.targets[row.segments > 0] for row in map(rows.__getitem__, range(len(rows)))])
-    assert targets.tolist() == [token for document in documents for token in document][1:]
+    targets = [rows[i].targets[rows[i].segments > 0] for i in range(len(rows))]
+    assert np.concatenate(targets).tolist() == [token for each in documents for token in each][1:]
 
 
-def test_fields_have_the_types_of_a_batch(write_dataset, tmp_path):
-    rows = Rows(TokenDataset(write_dataset(tmp_path / "made", made_documents(0, 5, 30))), 8)
+def test_fields_have_the_types_of_a_batch(write_dataset, made_documents, tmp_path):
+    rows = Rows(TokenDataset(write_dataset(tmp_path / "made", made_documents())), 8)
     assert [field.dtype.name for field in rows[0]] == ["int32"] * 4 + ["float32"]
 
 
-def test_rows_survive_pickling_without_their_maps(write_dataset, tmp_path):
-    rows = Rows(TokenDataset(write_dataset(tmp_path / "made", made_documents(0, 50, 30))), 8)
+def test_rows_survive_pickling_without_their_maps(write_dataset, made_documents, tmp_path):
+    rows = Rows(TokenDataset(write_dataset(tmp_path / "made", made_documents())), 8)
     expected = rows[3]
     pickled = pickle.dumps(rows)
     assert len(pickled) < 2_000

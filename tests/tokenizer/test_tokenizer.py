@@ -24,7 +24,15 @@ def random_text(source: random.Random) -> str:
 @pytest.mark.parametrize("allow_control", [False, True])
 def test_any_text_survives_the_round_trip(tokenizer, allow_control):
     source = random.Random(0)
-    texts = ["", " ", "\n", " a ", "<", "<<start_of_turn>", *(random_text(source) for _ in range(500))]
+    texts = [
+        "",
+        " ",
+        "\n",
+        " a ",
+        "<",
+        "<<start_of_turn>",
+        *(random_text(source) for _ in range(500)),
+    ]
     for text in texts:
         assert tokenizer.decode(tokenizer.encode(text, allow_control=allow_control)) == text
 

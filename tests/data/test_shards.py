@@ -1,0 +1,134 @@
+import json
+import pickle
+
+import numpy as np
+import pytest
+
+from gemma_train.data.shards import (
+    SIDECAR,
+    TokenDataset,
+    check_tokenizer,
+    check_vocabulary,
+    read_description,
+    verify,
+)
+from gemma_train.errors import UserError
+
+
+@pytest.fixture
+def folder(write_dataset, made_documents, tmp_path):
+    return write_dataset(tmp_path / "made", made_documents(), shard_tokens=100)
+
+
+def test_windows_read_the_stream_across_shards(folder, made_documents):
+    dataset = TokenDataset(folder)
+    stream = np.array([token for document in made_documents() for token in document])
+    starts = np.flatnonzero(stream == 2)
+    assert len(dataset) == stream.size
+    assert len(dataset.description.shards) > 4
+    for start, stop in [(0, 1), (0, stream.size), (95, 320), (stream.size - 3, stream.size + 9)]:
+        tokens, found = dataset.read(start, stop)
+        assert tokens.tolist() == stream[start:stop].tolist()
+        assert found.tolist() == (starts[(starts >= start) & (starts < stop)] - start).tolist()
+
+
+def test_documents_never_cross_shards(folder):
+    for number, shard in enumerate(read_description(folder).shards):
+        tokens = np.fromfile(f"{folder}/tokens-{number:05d}.bin", "<u4")
+        offsets = np.fromfile(f"{folder}/tokens-{number:05d}.offsets", "<i8")
+        assert (tokens.size, offsets.size) == (shard.tokens, shard.documents)
+        assert (tokens[offsets] == 2).all()
+        assert tokens[-1] == 1
+
+
+def test_a_shard_holds_whole_documents_up_to_its_size(write_dataset, tmp_path):
+    made = write_dataset(tmp_path / "made", [[2, 5, 1]] * 5, shard_tokens=6)
+    assert [shard.documents for shard in read_description(made).shards] == [2, 2, 1]
+
+
+def test_an_opened_dataset_is_pickled_without_its_maps(folder):
+    dataset = TokenDataset(folder)
+    dataset.read(0, 10)
+    again = pickle.loads(pickle.dumps(dataset))
+    assert again.read(3, 9)[0].tolist() == dataset.read(3, 9)[0].tolist()
+
+
+def test_writing_over_leftovers_removes_them(write_dataset, made_documents, tmp_path):
+    made = write_dataset(tmp_path / "made", made_documents(count=90), shard_tokens=100)
+    again = write_dataset(tmp_path / "made", [[2, 1]], shard_tokens=100)
+    assert made == again
+    assert len(list((tmp_path / "made").iterdir())) == 3
+    assert len(TokenDataset(again)) == 2
+
+
+def test_an_unfinished_dataset_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"holds no finished dataset \(no dataset.json\): run"):
+        TokenDataset(str(tmp_path))
+
+
+def test_a_bucket_is_refused_for_training():
+    with pytest.raises(UserError, match="'gs://bucket/x' must be local"):
+        TokenDataset("gs://bucket/x")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content: content[:-20], "garbled"),
+        (lambda content: "[]", "garbled"),
+        (lambda content: "{}", "garbled"),
+        (lambda content: content.replace('"licence"', '"license"'), "garbled"),
+        (
+            lambda content: content.replace('"format_version": 1', '"format_version": 9'),
+            "version 9",
+        ),
+    ],
+)
+def test_a_wrong_sidecar_is_named(folder, tmp_path, change, message):
+    sidecar = tmp_path / "made" / SIDECAR
+    sidecar.write_text(change(sidecar.read_text()))
+    with pytest.raises(UserError, match=message) as error:
+        TokenDataset(folder)
+    assert SIDECAR in str(error.value)
+
+
+@pytest.mark.parametrize("suffix", ["bin", "offsets"])
+def test_a_missing_or_truncated_shard_is_named(folder, tmp_path, suffix):
+    shard = tmp_path / "made" / f"tokens-00001.{suffix}"
+    size = shard.stat().st_size
+    shard.write_bytes(shard.read_bytes()[:-4])
+    with pytest.raises(UserError, match=f"00001.{suffix}' has {size - 4} bytes.*says {size}"):
+        TokenDataset(folder)
+    shard.unlink()
+    with pytest.raises(UserError, match=f"shard '.*00001.{suffix}' is missing"):
+        TokenDataset(folder)
+
+
+def test_verification_finds_a_single_flipped_bit(folder, tmp_path):
+    verify(folder)
+    shard = tmp_path / "made" / "tokens-00002.bin"
+    content = bytearray(shard.read_bytes())
+    content[17] ^= 4
+    shard.write_bytes(content)
+    TokenDataset(folder)
+    with pytest.raises(UserError, match=r"tokens-00002.bin' is damaged"):
+        verify(folder)
+
+
+def test_another_tokenizer_is_refused_with_both_checksums(folder, tokenizer):
+    description = read_description(folder)
+    check_tokenizer(folder, description, tokenizer.name, tokenizer.sha256)
+    with pytest.raises(UserError, match=f"{tokenizer.sha256[:12]}.*'other' is 0123456789ab"):
+        check_tokenizer(folder, description, "other", "0123456789abcdef")
+
+
+def test_a_model_with_too_few_embedding_rows_is_refused(folder):
+    check_vocabulary(folder, 600)
+    with pytest.raises(UserError, match="ids up to 599, but the model's vocabulary is 512"):
+        check_vocabulary(folder, 512)
+
+
+def test_the_sidecar_says_what_the_dataset_holds(folder, tmp_path, made_documents):
+    content = json.loads((tmp_path / "made" / SIDECAR).read_text())
+    assert content["sources"][0]["licence"] == "CC0-1.0"
+    assert TokenDataset(folder).description.total("documents") == len(made_documents())
