@@ -53,9 +53,7 @@ def share(weight: jax.Array) -> jax.Array:
     return reshard(weight, PartitionSpec(*spec.partitions, reduced=frozenset(whole_over)))
 
 
-def gather(
-    weight: jax.Array, dtype: jax.typing.DTypeLike, *, keep: int | None = None
-) -> jax.Array:
+def gather(weight: jax.Array, dtype: jax.typing.DTypeLike, *, keep: int | None = None) -> jax.Array:
     """A shared weight, cast and made whole for a contraction, one mesh axis a hop, smallest first.
 
     The dimension numbered `keep` stays split.

@@ -34,6 +34,14 @@ class HeldOutLoss:
     loss: float
     tokens: int
 
+    def told(self, unigram_entropy: float) -> str:
+        """In words, beside the loss of a model that only knows how often each token occurs."""
+        return (
+            f"held-out loss {self.loss:.4f} nats per token over {self.tokens:,} tokens; "
+            f"their unigram entropy {unigram_entropy:.4f}; "
+            f"{unigram_entropy - self.loss:.4f} nats below it"
+        )
+
 
 def make_evaluation(
     loss: NextToken,

@@ -63,9 +63,7 @@ def _on_one_shard(
     if implementation == "reference":
         return attention_xla.attend(query_btnh, key_bskh, value_bskh, mask, soft_cap)
     first_query = jax.lax.axis_index("seq") * length if key_bskh.shape[1] != length else 0
-    return attention_blocked.attend(
-        query_btnh, key_bskh, value_bskh, mask, soft_cap, first_query
-    )
+    return attention_blocked.attend(query_btnh, key_bskh, value_bskh, mask, soft_cap, first_query)
 
 
 def _all_positions(x: jax.Array) -> jax.Array:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from gemma_train.axes import activation
 from gemma_train.kernels.attention import attention
 from gemma_train.kernels.attention_mask import AttentionMask
 from gemma_train.kernels.contraction import contract
@@ -32,11 +33,12 @@ class LayerCache:
     @classmethod
     def empty(cls, batch: int, slots: int, config: GemmaConfig, dtype: str) -> "LayerCache":
         shape = (batch, slots, config.key_value_heads, config.head_dimension)
+        wide, narrow = activation("bskh"), activation("bs")
         return cls(
-            key_bskh=jnp.zeros(shape, dtype),
-            value_bskh=jnp.zeros(shape, dtype),
-            positions_bs=jnp.zeros((batch, slots), jnp.int32),
-            segments_bs=jnp.full((batch, slots), -1, jnp.int32),
+            key_bskh=jnp.zeros(shape, dtype, out_sharding=wide),
+            value_bskh=jnp.zeros(shape, dtype, out_sharding=wide),
+            positions_bs=jnp.zeros((batch, slots), jnp.int32, out_sharding=narrow),
+            segments_bs=jnp.full((batch, slots), -1, jnp.int32, out_sharding=narrow),
         )
 
     def write(
@@ -52,10 +54,13 @@ class LayerCache:
         newest_b1 = jnp.max(positions_bt, axis=1, keepdims=True)
         kept_bt = (segments_bt > 0) & (positions_bt > newest_b1 - slots)
         slot_bt = jnp.where(kept_bt, positions_bt % slots, slots)
-        row_b1 = jnp.arange(positions_bt.shape[0])[:, None]
+
+        @jax.vmap
+        def put_row(old: jax.Array, slot_t: jax.Array, new: jax.Array) -> jax.Array:
+            return old.at[slot_t].set(new.astype(old.dtype), mode="drop")
 
         def put(old: jax.Array, new: jax.Array) -> jax.Array:
-            return old.at[row_b1, slot_bt].set(new.astype(old.dtype), mode="drop")
+            return put_row(old, slot_bt, new)
 
         return LayerCache(
             key_bskh=put(self.key_bskh, key_btkh),

@@ -22,7 +22,9 @@ class GemmaConfig:
     context: int  # longest sequence, in tokens
     pattern: tuple[Kind, ...] = ("global",)  # kinds of layers, repeated and cut at `layers`
     window: int | None = None  # tokens a local layer sees, itself included
-    query_scale: float | None = None  # queries are multiplied by its -1/2 power; head_dimension if None
+    query_scale: float | None = (
+        None  # queries are multiplied by its -1/2 power; head_dimension if None
+    )
     query_key_norm: bool = False  # RMSNorm on queries and keys (Gemma 3)
     post_norms: bool = False  # RMSNorm on each branch's output too (Gemma 2 and 3)
     attention_soft_cap: float | None = None  # cap * tanh(scores / cap) (Gemma 2)

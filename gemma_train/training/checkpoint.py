@@ -1,14 +1,16 @@
 """Checkpoints of a run: state, data position and config, written by orbax while training goes on."""
 
 import logging
+from types import TracebackType
+from typing import Any, Self
 
-import jax
 from orbax.checkpoint import v1 as ocp
 
 from gemma_train import storage
 from gemma_train.config import RunConfig, record
 from gemma_train.errors import UserError, require
-from gemma_train.training.state import TrainState, by_path, from_paths
+from gemma_train.model import Gemma
+from gemma_train.training.state import TrainState, abstract_state, by_path, from_paths
 
 FOLDER = "checkpoints"
 STATE = "state"
@@ -24,9 +26,7 @@ class Checkpoints:
         self._folder = storage.path(config.folder).absolute() / FOLDER
         self._checkpointer = ocp.training.Checkpointer(
             self._folder,
-            preservation_policy=ocp.training.preservation_policies.LatestN(
-                config.checkpoints_kept
-            ),
+            preservation_policy=ocp.training.preservation_policies.LatestN(config.checkpoints_kept),
             cleanup_tmp_directories=True,
         )
         self._saving = None
@@ -56,12 +56,37 @@ class Checkpoints:
             saving, self._saving = self._saving, None
             saving.result()
 
-    def restore(self, like: TrainState) -> tuple[TrainState, int]:
-        """The newest checkpoint in the shapes, dtypes and shardings of `like`, and its next row."""
+    def restore(self) -> tuple[TrainState, int] | None:
+        """The newest checkpoint's state on the mesh in force and its next row; None without any."""
+        if self.latest_step is None:
+            return None
+        like = abstract_state(self._config)
+        found, metadata = self._load(by_path(like))
+        return from_paths(found, like), int(metadata["next_row"])
+
+    def restore_model(self) -> Gemma:
+        """The newest checkpoint's parameters alone. Raises `UserError` where there is none."""
+        require(
+            self.latest_step is not None,
+            f"{self._folder} holds no finished checkpoint: train the run first",
+        )
+        like = abstract_state(self._config).model
+        wanted = {f"model/{path}": leaf for path, leaf in by_path(like).items()}
+        found, _ = self._load(wanted, partial=True)
+        return from_paths({path.removeprefix("model/"): leaf for path, leaf in found.items()}, like)
+
+    def _load(
+        self, wanted: dict[str, Any], *, partial: bool = False
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The wanted leaves of the newest step, and what was saved beside them.
+
+        Every leaf that was saved must be wanted, unless the load is `partial`.
+        """
         step = self.latest_step
-        wanted = by_path(like)
+        loading = ocp.options.PyTreeOptions.Loading(partial_load=partial)
         try:
-            found = self._checkpointer.load_checkpointables(step, {STATE: wanted})[STATE]
+            with ocp.Context(pytree_options=ocp.options.PyTreeOptions(loading=loading)):
+                found = self._checkpointer.load_checkpointables(step, {STATE: wanted})[STATE]
             metadata = self._checkpointer.checkpointables_metadata(step).custom_metadata
         except Exception as error:
             line = str(error).splitlines()[0]
@@ -69,8 +94,19 @@ class Checkpoints:
                 f"checkpoint {self._folder / str(step)} cannot be read: {line}; "
                 "remove that folder to go on from the one before"
             ) from error
-        return from_paths(found, like), int(metadata["next_row"])
+        return found, metadata
 
     def close(self) -> None:
         self.wait()
         self._checkpointer.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,39 @@
+# Two commands matter: `make train` pretrains the quickstart, `make test` runs the tests.
+# Each sets up what it needs in .venv, from the versions in constraints.txt.
+
+PYTHON ?= python3.12
+VENV := .venv
+RUN := $(VENV)/bin
+READY := $(VENV)/ready
+
+.PHONY: train test check format bench clean
+
+train: $(READY)  ## prepare text, pretrain a small Gemma 3 on it, sample from it, draw its curves
+	$(RUN)/gemma-train prepare data_recipes/quickstart.py
+	$(RUN)/gemma-train train configs/quickstart.py
+	$(RUN)/gemma-train sample runs/quickstart --prompt "def " --prompt "import " --save
+	$(RUN)/gemma-train report runs/quickstart
+
+test: $(READY)  ## every test that needs no accelerator
+	$(RUN)/python -m pytest -n 2 -m "not slow and not gpu and not tpu"
+
+check: $(READY)  ## format, lint and types
+	$(RUN)/ruff format --check .
+	$(RUN)/ruff check .
+	$(RUN)/basedpyright
+
+format: $(READY)  ## put the code in its one format
+	$(RUN)/ruff format .
+	$(RUN)/ruff check --fix .
+
+bench: $(READY)  ## the benchmarks behind the performance claims
+	$(RUN)/python benchmarks/cpu_step.py
+	$(RUN)/python benchmarks/data.py
+
+clean:  ## remove what the commands above made
+	rm -rf $(VENV) runs data .pytest_cache .ruff_cache *.egg-info
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable '.[develop]'
+	touch $(READY)

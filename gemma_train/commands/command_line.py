@@ -1,0 +1,130 @@
+"""`gemma-train VERB ...`: finds the verb, builds its arguments with tyro, and ends with one line.
+
+Each verb's module is imported only when it is called for. Exit codes: 0 done, 2 the user's mistake
+(one line on standard error, no traceback), 130 stopped at once.
+"""
+
+import dataclasses
+import errno
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from gemma_train.errors import UserError
+
+USAGE = """usage: gemma-train VERB ...
+
+  tokenizer RECIPE     train the tokenizer that a recipe of data_recipes/ describes
+  prepare RECIPE       turn a recipe's texts into token datasets
+  train CONFIG         pretrain: run a config of configs/, or go on where it stopped
+  evaluate RUN         the held-out loss of a run, beside the unigram entropy
+  sample RUN           continue prompts with a run's newest checkpoint
+  report RUN           write a run's curves and config as one HTML page
+
+gemma-train VERB --help shows what a verb takes; gemma-train train --help shows every field of a
+config, each of which train takes as a flag: --optimizer.peak-lr 3e-4
+"""
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line; returns its exit code."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0 if arguments else 2
+    try:
+        _verb(arguments[0])(arguments[1:])
+    except UserError as error:
+        return _failed(str(error))
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except OSError as error:
+        return _failed(_told(error))
+    except Exception as error:
+        if "No space left on device" not in str(error):
+            raise
+        return _failed(NO_SPACE)
+    return 0
+
+
+def _verb(name: str) -> Callable[[list[str]], None]:
+    """The function of a verb, from the command line's words after it."""
+    match name:
+        case "tokenizer":
+            from gemma_train.commands import tokenizer
+
+            return lambda words: tokenizer.run(_parse(tokenizer.TokenizerArguments, words, name))
+        case "prepare":
+            from gemma_train.commands import prepare
+
+            return lambda words: prepare.run(_parse(prepare.PrepareArguments, words, name))
+        case "train":
+            return _train
+        case "evaluate":
+            from gemma_train.commands import evaluate
+
+            return lambda words: evaluate.run(_parse(evaluate.EvaluateArguments, words, name))
+        case "sample":
+            from gemma_train.commands import sample
+
+            return lambda words: sample.run(_parse(sample.SampleArguments, words, name))
+        case "report":
+            from gemma_train.commands import report
+
+            return lambda words: report.run(_parse(report.ReportArguments, words, name))
+    raise UserError(f"unknown verb {name!r}: gemma-train --help lists them")
+
+
+def _train(words: list[str]) -> None:
+    """`train CONFIG [--field value ...]`: the config file, with numbers changed by flags."""
+    from gemma_train import config
+    from gemma_train.commands import train
+
+    if not words or words[0].startswith("-"):
+        if "--help" in words or "-h" in words:
+            _tyro_cli(config.RunConfig, ["--help"], "train CONFIG", None)
+        raise UserError("train needs a config: gemma-train train configs/quickstart.py")
+    default = config.load(words[0])
+    train.run(_tyro_cli(config.RunConfig, words[1:], f"train {words[0]}", default))
+
+
+def _parse(kind: type, words: list[str], verb: str) -> Any:
+    """A verb's arguments; its first field is positional."""
+    first = dataclasses.fields(kind)[0].name
+    if words and not words[0].startswith("-"):
+        words = [f"--{first}", *words]
+    return _tyro_cli(kind, words, verb, None)
+
+
+def _tyro_cli(kind: type, words: list[str], verb: str, default: Any) -> Any:
+    """A config or arguments from flags. The only place that knows tyro."""
+    import tyro
+
+    more = {} if default is None else {"default": default}
+    return tyro.cli(
+        kind,
+        args=words,
+        prog=f"gemma-train {verb}",
+        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+        **more,
+    )
+
+
+NO_SPACE = "no space left on the device: free some, or choose another --folder, and run it again"
+
+
+def _told(error: OSError) -> str:
+    if error.errno == errno.ENOSPC:
+        return f"{error.filename}: {NO_SPACE}" if error.filename else NO_SPACE
+    place = f"{error.filename}: " if error.filename else ""
+    return f"{place}{error.strerror or error}"
+
+
+def _failed(line: str) -> int:
+    print(f"gemma-train: {line}", file=sys.stderr)
+    return 2

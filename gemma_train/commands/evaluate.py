@@ -1,0 +1,46 @@
+"""`gemma-train evaluate RUN`: the held-out loss of a run's newest checkpoint."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import jax
+
+from gemma_train.config import read_record
+from gemma_train.data.pipeline import held_out_rows, unigram_entropy
+from gemma_train.errors import require
+from gemma_train.evaluation.perplexity import EvaluationConfig
+from gemma_train.mesh import MeshConfig, make_mesh, start_runtime
+from gemma_train.training.checkpoint import Checkpoints
+from gemma_train.training.loop import held_out_loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateArguments:
+    """Measure a run's newest checkpoint on held-out text."""
+
+    run: str  # the run folder
+    rows: int | None = None  # held-out rows, spread evenly over the text; all if not given
+    mesh: MeshConfig = MeshConfig()  # devices to evaluate on; one by default
+
+    def __post_init__(self) -> None:
+        require(self.rows is None or self.rows >= 1, f"rows is {self.rows}: must be at least 1")
+
+
+def run(arguments: EvaluateArguments) -> None:
+    """Print the mean loss beside the entropy of the same targets."""
+    config = dataclasses.replace(read_record(arguments.run), folder=arguments.run)
+    require(
+        bool(config.data.held_out),
+        f"{arguments.run!r} held nothing out (data.held_out is empty): nothing to evaluate on",
+    )
+    rows = arguments.rows or held_out_rows(config.data)
+    config = dataclasses.replace(
+        config, mesh=arguments.mesh, evaluation=EvaluationConfig(rows=rows)
+    )
+    start_runtime(config.mesh)
+    mesh = make_mesh(config.mesh, jax.devices()[: config.mesh.devices])
+    with jax.set_mesh(mesh), Checkpoints(config) as checkpoints:
+        step, model = checkpoints.latest_step, checkpoints.restore_model()
+        found = held_out_loss(config, mesh)(model)
+    print(f"{arguments.run} after {step:,} steps")
+    print(found.told(unigram_entropy(config.data, maximum_rows=rows)))

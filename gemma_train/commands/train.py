@@ -1,0 +1,54 @@
+"""`gemma-train train CONFIG`: run a config from the start, or from where it stopped."""
+
+import time
+
+import jax
+
+from gemma_train.config import RunConfig
+from gemma_train.data.pipeline import unigram_entropy
+from gemma_train.model.flops import parameter_count
+from gemma_train.training.loop import Outcome, train
+from gemma_train.training.run_folder import finished, write_summary
+
+
+def run(config: RunConfig) -> None:
+    """Train, then say how well the held-out text is known and where things are."""
+    if finished(config):
+        print(
+            f"{config.folder} is finished: all {config.steps:,} steps are done and its checkpoint, "
+            f"metrics and config are there.\n{_next_steps(config.folder)}\n"
+            f"To train it anew, remove {config.folder} or give another --folder."
+        )
+        return
+    parameters = parameter_count(config.model)
+    print(
+        f"{config.folder}: {parameters:,} parameters, {config.steps:,} steps of "
+        f"{config.step_tokens:,} tokens, {config.mesh.devices} device(s)"
+    )
+    began = time.monotonic()
+    outcome = train(config)
+    if outcome.step == config.steps:
+        _conclude(config, outcome, parameters, time.monotonic() - began)
+
+
+def _conclude(config: RunConfig, outcome: Outcome, parameters: int, seconds: float) -> None:
+    figures: dict[str, float | int | str] = {
+        "parameters": parameters,
+        "tokens": config.steps * config.step_tokens,
+        "device": jax.devices()[0].device_kind,
+        "seconds": round(seconds, 1),
+    }
+    if outcome.held_out is not None:
+        entropy = unigram_entropy(config.data, maximum_rows=config.evaluation.rows)
+        figures["held_out_loss"] = outcome.held_out.loss
+        figures["unigram_entropy"] = entropy
+        print(outcome.held_out.told(entropy))
+    write_summary(config.folder, figures)
+    print(_next_steps(config.folder))
+
+
+def _next_steps(folder: str) -> str:
+    return (
+        f"  gemma-train sample {folder} --prompt 'def '   continues a text\n"
+        f"  gemma-train report {folder}                   draws its curves"
+    )

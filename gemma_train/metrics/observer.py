@@ -1,0 +1,90 @@
+"""What a run tells the outside: its record, its progress line and the clock, in one place."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any, Self
+
+from gemma_train.metrics.clock import StepClock
+from gemma_train.metrics.peak import model_flops_utilization
+from gemma_train.metrics.progress import Progress
+from gemma_train.metrics.recorder import Recorder
+
+
+class Observer:
+    """Records and shows a run's steps `start_step` + 1 to `total_steps`; a context manager.
+
+    Of many processes one is `active` and writes; the others only keep the clock. `device_peak` is
+    the FLOP/s of one of `devices`, None where it is not known: MFU is then left out.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        *,
+        start_step: int,
+        total_steps: int,
+        tokens_per_step: int,
+        flops_per_token: float,
+        devices: int,
+        device_peak: float | None,
+        tensorboard: bool,
+        active: bool,
+    ) -> None:
+        self.clock = StepClock(tokens_per_step)
+        self._flops_per_token, self._devices, self._peak = flops_per_token, devices, device_peak
+        self._recorder = Recorder(folder, start_step, tensorboard) if active else None
+        self._progress = Progress(total_steps, start_step) if active else None
+
+    def step(self, step: int, scalars: Mapping[str, Any]) -> None:
+        """Record a training step (device scalars are read one step late) and show the last one."""
+        times = self.clock.tick()
+        if (speed := times.get("tokens_per_second")) is not None:
+            times["model_flops_per_second"] = speed * self._flops_per_token
+            share = model_flops_utilization(
+                times["model_flops_per_second"], self._devices, self._peak
+            )
+            if share is not None:
+                times["model_flops_utilization"] = share
+        if self._recorder and self._progress:
+            if written := self._recorder.record(step, {**scalars, **times}):
+                self._progress.update(written["step"], written)
+
+    def evaluation(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Record what an evaluation found, and say it."""
+        if self._recorder and self._progress:
+            self._show(self._recorder.flush())
+            self._recorder.record(step, scalars, kind="evaluation")
+            self._recorder.flush()
+            found = ", ".join(f"{name} {value:,.4g}" for name, value in scalars.items())
+            self._progress.say(f"step {step:,}: held-out {found}")
+
+    def finish(self) -> None:
+        """Write and show the last step."""
+        if self._recorder:
+            self._show(self._recorder.flush())
+
+    def say(self, text: str) -> None:
+        """Print a line above the progress."""
+        if self._progress:
+            self._progress.say(text)
+
+    def _show(self, written: Mapping[str, Any]) -> None:
+        if written and self._progress:
+            self._progress.update(written["step"], written)
+
+    def __enter__(self) -> Self:
+        with ExitStack() as opened:
+            for part in (self._recorder, self._progress):
+                if part is not None:
+                    opened.enter_context(part)
+            self._opened = opened.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._opened.__exit__(kind, error, traceback)

@@ -1,0 +1,100 @@
+"""The loop: restore or start, then step, record, evaluate and save until the last step."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+from jax.sharding import Mesh
+
+from gemma_train.config import RunConfig
+from gemma_train.data.pipeline import batches, held_out_batches
+from gemma_train.evaluation.perplexity import HeldOutLoss, make_evaluation
+from gemma_train.mesh import make_mesh, start_runtime
+from gemma_train.metrics.observer import Observer
+from gemma_train.metrics.peak import peak_flops
+from gemma_train.model import Gemma
+from gemma_train.model.flops import training_flops_per_token
+from gemma_train.training.checkpoint import Checkpoints
+from gemma_train.training.placement import needed_rows, place
+from gemma_train.training.run_folder import claim
+from gemma_train.training.state import TrainState, initial_state
+from gemma_train.training.step import make_step
+from gemma_train.training.stop import StopRequest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How far a run is: `state` after `step` steps, and the held-out loss found there."""
+
+    state: TrainState
+    step: int
+    held_out: HeldOutLoss | None
+
+
+def train(config: RunConfig) -> Outcome:
+    """Run `config` from its newest checkpoint, or from the start, to its last step or Ctrl-C."""
+    start_runtime(config.mesh)
+    mesh = make_mesh(config.mesh)
+    claim(config)
+    with jax.set_mesh(mesh), Checkpoints(config) as checkpoints:
+        state, next_row = checkpoints.restore() or (initial_state(config), 0)
+        return _loop(config, mesh, checkpoints, state, next_row)
+
+
+def _loop(
+    config: RunConfig, mesh: Mesh, checkpoints: Checkpoints, state: TrainState, next_row: int
+) -> Outcome:
+    """Steps until the last; reading, recording and saving overlap with the device's work."""
+    rows, number, held_out = config.data.batch_rows, int(state.step), None
+    step, evaluate = make_step(config), held_out_loss(config, mesh)
+    stream = batches(config.data, start_row=next_row, batch_indices=needed_rows(mesh, rows))
+    with stream, StopRequest() as stop, _observer(config, mesh, number) as observer:
+        while number < config.steps and not stop.requested:
+            with observer.clock.waiting_for_data():
+                batch = next(stream)
+            state, scalars = step(state, place(batch, mesh, rows))
+            number, next_row = number + 1, next_row + rows
+            observer.step(number, scalars)
+            last = number == config.steps
+            with observer.clock.paused():
+                if config.data.held_out and (last or number % config.evaluation.every_steps == 0):
+                    held_out = evaluate(state.model)
+                    observer.evaluation(number, {"loss": held_out.loss})
+                if last or stop.requested or number % config.checkpoint_every_steps == 0:
+                    checkpoints.save(number, state, next_row)
+        checkpoints.wait()
+        observer.finish()
+        if number < config.steps:
+            observer.say(f"stopped after step {number:,}, saved: the same command goes on from it")
+    return Outcome(state=state, step=number, held_out=held_out)
+
+
+def held_out_loss(config: RunConfig, mesh: Mesh) -> Callable[[Gemma], HeldOutLoss]:
+    """A function that gives a model's loss on the config's held-out rows, compiled once."""
+    rows, mean_loss = config.data.batch_rows, make_evaluation(config.loss)
+    indices = needed_rows(mesh, rows)
+
+    def evaluate(model: Gemma) -> HeldOutLoss:
+        with held_out_batches(
+            config.data,
+            batch_rows=rows,
+            maximum_rows=config.evaluation.rows,
+            batch_indices=indices,
+        ) as stream:
+            return mean_loss(model, (place(batch, mesh, rows) for batch in stream))
+
+    return evaluate
+
+
+def _observer(config: RunConfig, mesh: Mesh, first: int) -> Observer:
+    return Observer(
+        config.folder,
+        start_step=first,
+        total_steps=config.steps,
+        tokens_per_step=config.step_tokens,
+        flops_per_token=training_flops_per_token(config.model, config.data.sequence_length),
+        devices=mesh.size,
+        device_peak=peak_flops(mesh.devices.flat[0].device_kind, config.compute.dtype),
+        tensorboard=config.tensorboard,
+        active=jax.process_index() == 0,
+    )
