@@ -18,6 +18,7 @@ from gemma_train.evaluation.perplexity import EvaluationConfig
 from gemma_train.losses.next_token import NextToken
 from gemma_train.mesh import MeshConfig
 from gemma_train.model.config import ComputeConfig, GemmaConfig
+from gemma_train.model.sizes import GEMMA3_1B
 from gemma_train.optimizer import OptimizerConfig
 
 RECORD = "config.py"
@@ -68,6 +69,14 @@ class RunConfig:
         """Tokens of one optimizer step."""
         return self.data.batch_rows * self.data.sequence_length
 
+
+# A run to show the fields of: `gemma-train train --help`.
+EXAMPLE = RunConfig(
+    folder="runs/example",
+    model=GEMMA3_1B,
+    data=DataConfig(tokenizer="tokenizer.model", train=(TokenSource(path="data/train"),)),
+    steps=100_000,
+)
 
 # What may differ between a run and its resumption: nothing in it changes what is learned.
 RESUMABLE_CHANGES = (

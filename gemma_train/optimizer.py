@@ -35,10 +35,14 @@ class OptimizerConfig:
                 low < value < high,
                 f"optimizer.{name} is {value}: it must be a finite number above {low:g}",
             )
+        for name in ("beta1", "beta2"):
+            value = getattr(self, name)
+            require(
+                0.0 <= value < 1.0,
+                f"optimizer.{name} is {value}: it must be at least 0 and below 1",
+            )
         for name, low, high in (
             ("final_lr_fraction", 0.0, 1.0),
-            ("beta1", 0.0, 1.0),
-            ("beta2", 0.0, 1.0),
             ("weight_decay", 0.0, 1e6),
             ("warmup_steps", 0, 10**12),
         ):

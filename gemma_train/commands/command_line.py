@@ -4,8 +4,10 @@ Each verb's module is imported only when it is called for. Exit codes: 0 done, 2
 (one line on standard error, no traceback), 130 stopped at once.
 """
 
+import contextlib
 import dataclasses
 import errno
+import io
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -40,6 +42,9 @@ def run(arguments: list[str]) -> int:
         _verb(arguments[0])(arguments[1:])
     except UserError as error:
         return _failed(str(error))
+    except BrokenPipeError:
+        sys.stdout = None  # whoever read us has left, as `head` does
+        return 0
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
@@ -85,12 +90,13 @@ def _train(words: list[str]) -> None:
     from gemma_train import config
     from gemma_train.commands import train
 
-    if not words or words[0].startswith("-"):
-        if "--help" in words or "-h" in words:
-            _tyro_cli(config.RunConfig, ["--help"], "train CONFIG", None)
+    if words and not words[0].startswith("-"):
+        default = config.load(words[0])
+        train.run(_from_flags(config.RunConfig, words[1:], f"train {words[0]}", default))
+    elif "--help" in words or "-h" in words:
+        _from_flags(config.RunConfig, ["--help"], "train CONFIG", config.EXAMPLE)
+    else:
         raise UserError("train needs a config: gemma-train train configs/quickstart.py")
-    default = config.load(words[0])
-    train.run(_tyro_cli(config.RunConfig, words[1:], f"train {words[0]}", default))
 
 
 def _parse(kind: type, words: list[str], verb: str) -> Any:
@@ -98,21 +104,32 @@ def _parse(kind: type, words: list[str], verb: str) -> Any:
     first = dataclasses.fields(kind)[0].name
     if words and not words[0].startswith("-"):
         words = [f"--{first}", *words]
-    return _tyro_cli(kind, words, verb, None)
+    return _from_flags(kind, words, verb)
 
 
-def _tyro_cli(kind: type, words: list[str], verb: str, default: Any) -> Any:
-    """A config or arguments from flags. The only place that knows tyro."""
+def _from_flags(kind: type, words: list[str], verb: str, default: Any = None) -> Any:
+    """A config (with its `default`) or a verb's arguments from flags: all that knows tyro.
+
+    Raises `UserError` with tyro's finding in one line.
+    """
     import tyro
 
-    more = {} if default is None else {"default": default}
-    return tyro.cli(
-        kind,
-        args=words,
-        prog=f"gemma-train {verb}",
-        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
-        **more,
-    )
+    style: tuple = (tyro.conf.AvoidSubcommands, tyro.conf.UseAppendAction)
+    more = {}
+    if default is not None:
+        style, more = (
+            (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+            {"default": default},
+        )
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            return tyro.cli(kind, args=words, prog=f"gemma-train {verb}", config=style, **more)
+    except SystemExit as end:
+        if not end.code:
+            raise
+        lines = [line.strip("│╭╮╰╯─ ") for line in told.getvalue().splitlines()[1:]]
+        raise UserError(" ".join(line for line in lines if line).split(" For full")[0]) from None
 
 
 NO_SPACE = "no space left on the device: free some, or choose another --folder, and run it again"

@@ -39,7 +39,7 @@ def run(arguments: EvaluateArguments) -> None:
     )
     start_runtime(config.mesh)
     mesh = make_mesh(config.mesh, jax.devices()[: config.mesh.devices])
-    with jax.set_mesh(mesh), Checkpoints(config) as checkpoints:
+    with jax.set_mesh(mesh), Checkpoints(config, beside_training=True) as checkpoints:
         step, model = checkpoints.latest_step, checkpoints.restore_model()
         found = held_out_loss(config, mesh)(model)
     print(f"{arguments.run} after {step:,} steps")

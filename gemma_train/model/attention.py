@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import reshard
 
 from gemma_train.axes import activation
 from gemma_train.kernels.attention import attention
@@ -54,13 +55,15 @@ class LayerCache:
         newest_b1 = jnp.max(positions_bt, axis=1, keepdims=True)
         kept_bt = (segments_bt > 0) & (positions_bt > newest_b1 - slots)
         slot_bt = jnp.where(kept_bt, positions_bt % slots, slots)
+        slot_bs = reshard(slot_bt, activation("bs"))
 
         @jax.vmap
-        def put_row(old: jax.Array, slot_t: jax.Array, new: jax.Array) -> jax.Array:
-            return old.at[slot_t].set(new.astype(old.dtype), mode="drop")
+        def put_row(old: jax.Array, slot: jax.Array, new: jax.Array) -> jax.Array:
+            return old.at[slot].set(new, mode="drop")
 
         def put(old: jax.Array, new: jax.Array) -> jax.Array:
-            return put_row(old, slot_bt, new)
+            new = reshard(new.astype(old.dtype), activation("bskh"[: new.ndim]))
+            return put_row(old, slot_bs, new)
 
         return LayerCache(
             key_bskh=put(self.key_bskh, key_btkh),
@@ -68,6 +71,10 @@ class LayerCache:
             positions_bs=put(self.positions_bs, positions_bt),
             segments_bs=put(self.segments_bs, segments_bt),
         )
+
+    def as_keys(self) -> "LayerCache":
+        """The same, placed as attention wants its keys: like the positions of a row."""
+        return jax.tree.map(lambda x: reshard(x, activation("btkh"[: x.ndim])), self)
 
 
 class Attention(nnx.Module):
@@ -104,12 +111,13 @@ class Attention(nnx.Module):
         if cache is not None:
             cache = cache.write(key_btkh, value_btkh, positions_bt, segments_bt)
             if x_btd.shape[1] == 1:
-                keys_bskh, values_bskh = cache.key_bskh, cache.value_bskh
+                past = cache.as_keys()
+                keys_bskh, values_bskh = past.key_bskh, past.value_bskh
                 mask = AttentionMask(
                     query_positions_bt=positions_bt,
                     query_segments_bt=segments_bt,
-                    key_positions_bs=cache.positions_bs,
-                    key_segments_bs=cache.segments_bs,
+                    key_positions_bs=past.positions_bs,
+                    key_segments_bs=past.segments_bs,
                     window=window,
                 )
         output_btnh = attention(

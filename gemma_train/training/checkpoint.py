@@ -19,15 +19,19 @@ logging.getLogger("absl").setLevel(logging.ERROR)  # orbax and grain narrate eve
 
 
 class Checkpoints:
-    """The checkpoints in a run's folder. Saving is asynchronous; `close` waits for the last."""
+    """The checkpoints in a run's folder. Saving is asynchronous; `close` waits for the last.
 
-    def __init__(self, config: RunConfig):
+    A new one clears away saves that a crash left half done; `beside_training` lets them be, for
+    they may be those of a training that is still going on.
+    """
+
+    def __init__(self, config: RunConfig, *, beside_training: bool = False):
         self._config = config
         self._folder = storage.path(config.folder).absolute() / FOLDER
         self._checkpointer = ocp.training.Checkpointer(
             self._folder,
             preservation_policy=ocp.training.preservation_policies.LatestN(config.checkpoints_kept),
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=not beside_training,
         )
         self._saving = None
 

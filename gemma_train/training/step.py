@@ -43,7 +43,7 @@ def make_step(config: RunConfig) -> Callable[[TrainState, Batch], tuple[TrainSta
         scalars = {
             "loss": sums[0],
             "cross_entropy": sums[1],
-            "gradient_norm": optax.global_norm(gradients),
+            "gradient_norm": optax.tree.norm(gradients),
             "learning_rate": rate(state.step),
             "tokens": tokens,
         }

@@ -1,0 +1,14 @@
+"""Gemma 3 1B: 2T tokens on 512 v5e (Gemma 3 report, arXiv 2503.19786, section 2.2 and table 2)."""
+
+from gemma_train.config import MeshConfig
+from gemma_train.model.sizes import GEMMA3_1B
+from gemma_train.stages.pretrain import pretraining
+
+config = pretraining(
+    "gemma3_1b",
+    GEMMA3_1B,
+    tokens=2e12,
+    batch_rows=128,
+    mesh=MeshConfig(replica=2, data=16, seq=16, runtime="many_processes"),
+    peak_lr=4e-4,
+)

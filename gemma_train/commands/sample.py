@@ -1,0 +1,90 @@
+"""`gemma-train sample RUN`: continue prompts with a run's newest checkpoint."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import jax
+
+from gemma_train import storage
+from gemma_train.config import read_record
+from gemma_train.mesh import MeshConfig, make_mesh
+from gemma_train.sampling import SamplingConfig, stream
+from gemma_train.tokenizer.tokenizer import Tokenizer
+from gemma_train.training.checkpoint import Checkpoints
+
+FILE = "sample.txt"  # the report shows it
+BETWEEN = "\n---\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleArguments:
+    """Continue prompts with a run's newest checkpoint, on one device."""
+
+    run: str  # the run folder
+    prompt: tuple[str, ...] = ()  # texts to continue; the beginning of a text if none is given
+    maximum_tokens: int = 100  # new tokens a prompt
+    temperature: float = 0.8  # higher is more varied; 0 always takes the likeliest token
+    top_k: int = 40  # draw among this many likeliest tokens; 0 draws among all
+    seed: int = 0  # another seed, another text
+    save: bool = False  # write the texts to sample.txt in the run folder, for its report
+
+
+def run(arguments: SampleArguments) -> None:
+    """Print each prompt and its continuation as it grows."""
+    sampling = SamplingConfig(
+        maximum_tokens=arguments.maximum_tokens,
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        seed=arguments.seed,
+    )
+    config = replace(read_record(arguments.run), folder=arguments.run)
+    # What suited the training's devices need not exist here, and nothing is differentiated.
+    config = replace(config, compute=replace(config.compute, attention="auto", remat="none"))
+    tokenizer = Tokenizer.load(config.data.tokenizer)
+    stop_ids = (tokenizer.eos, tokenizer.id_of("<end_of_turn>"))
+    texts = arguments.prompt or ("",)
+    prompts = tokenizer.encode_batch(texts, bos=True)
+    with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
+        with Checkpoints(config, beside_training=True) as checkpoints:
+            step, model = checkpoints.latest_step, checkpoints.restore_model()
+        steps = stream(model, prompts, config=sampling, stop_ids=stop_ids)
+        print(f"{arguments.run} after {step:,} steps\n", flush=True)
+        written = []
+        for piece in continued(tokenizer, texts, prompts, steps):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+            written.append(piece)
+    if arguments.save:
+        target = storage.path(arguments.run) / FILE
+        storage.write_whole(target, "".join(written))
+        print(f"\nwrote {target}")
+
+
+def continued(
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    prompts: Sequence[Sequence[int]],
+    steps: Iterator[dict[int, int]],
+) -> Iterator[str]:
+    """Pieces of text to write one after the other: each prompt and what follows it.
+
+    All prompts grow at once; the first unfinished one is told as it grows. A character of several
+    byte tokens is held back until it is whole.
+    """
+    ids, going = [list(prompt) for prompt in prompts], set(range(len(prompts)))
+    for row, text in enumerate(texts):
+        yield (BETWEEN if row else "") + text
+        told = len(tokenizer.decode(prompts[row]))
+        while True:
+            now = tokenizer.decode(ids[row])
+            now = now.rstrip("\ufffd") if row in going else now
+            yield now[told:]
+            told = max(told, len(now))
+            if row not in going:
+                break
+            new = next(steps, {})
+            going = set(new)
+            for grown, token in new.items():
+                ids[grown].append(token)
+    yield "\n"

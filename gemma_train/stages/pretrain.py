@@ -1,0 +1,45 @@
+"""The first stage: next-token pretraining at full size."""
+
+from gemma_train.config import RunConfig
+from gemma_train.data.pipeline import DataConfig, TokenSource
+from gemma_train.evaluation.perplexity import EvaluationConfig
+from gemma_train.losses.next_token import NextToken
+from gemma_train.mesh import MeshConfig
+from gemma_train.model.config import GemmaConfig
+from gemma_train.optimizer import OptimizerConfig
+
+
+def pretraining(
+    name: str,
+    model: GemmaConfig,
+    *,
+    tokens: float,
+    batch_rows: int,
+    mesh: MeshConfig,
+    peak_lr: float,
+) -> RunConfig:
+    """A run of `tokens` tokens at the model's whole context, in runs/`name`.
+
+    Its text is in data/<generation>, the first word of `name`, where the recipe of that name in
+    data_recipes/ puts it. The reports publish tokens and meshes; batch, learning rate, schedule
+    and z-loss are ours.
+    """
+    generation = name.split("_")[0]
+    step_tokens = batch_rows * model.context
+    return RunConfig(
+        folder=f"runs/{name}",
+        model=model,
+        data=DataConfig(
+            tokenizer=f"data/{generation}/tokenizer.model",
+            train=(TokenSource(path=f"data/{generation}/train"),),
+            held_out=(f"data/{generation}/held_out",),
+            sequence_length=model.context,
+            batch_rows=batch_rows,
+        ),
+        steps=round(tokens / step_tokens),
+        loss=NextToken(z_loss=1e-4),
+        optimizer=OptimizerConfig(peak_lr=peak_lr, warmup_steps=2000),
+        mesh=mesh,
+        evaluation=EvaluationConfig(every_steps=1000, rows=batch_rows),
+        checkpoint_every_steps=1000,
+    )

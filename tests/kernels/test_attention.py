@@ -1,0 +1,192 @@
+"""Every form of attention against the definition, written out in NumPy at float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+
+from gemma_train.axes import activation
+from gemma_train.errors import UserError
+from gemma_train.kernels.attention import attention
+from gemma_train.kernels.attention_mask import AttentionMask
+from tests.tolerances import assert_close
+
+HEAD = 4
+
+
+def sees(query: tuple[int, int], key: tuple[int, int], window: int | None) -> bool:
+    """The rule, of (position, segment) pairs: same document, not later, within the window."""
+    (query_position, query_segment), (key_position, key_segment) = query, key
+    distance = query_position - key_position
+    return query_segment == key_segment and 0 <= distance < (window or np.inf)
+
+
+def definition(query, key, value, cotangent, positions, segments, window, soft_cap):
+    """(output, gradients of sum(output * cotangent) in query, key, value), pair by pair."""
+    query, key, value, cotangent = (np.float64(x) for x in (query, key, value, cotangent))
+    output, d_query, d_key, d_value = (np.zeros_like(x) for x in (query, query, key, value))
+    batch, length, heads = query.shape[:3]
+    group = heads // key.shape[2]
+    for b in range(batch):
+        places = list(zip(positions[b], segments[b], strict=True))
+        for t in range(length):
+            seen = [s for s in range(length) if sees(places[t], places[s], window)]
+            for n in range(heads):
+                keys, values = key[b, seen, n // group], value[b, seen, n // group]
+                scores, slope = keys @ query[b, t, n], 1.0
+                if soft_cap is not None:
+                    slope = 1 - np.tanh(scores / soft_cap) ** 2
+                    scores = soft_cap * np.tanh(scores / soft_cap)
+                weights = np.exp(scores - scores.max())
+                weights /= weights.sum()
+                output[b, t, n] = weights @ values
+                d_weights = values @ cotangent[b, t, n]
+                d_scores = weights * (d_weights - weights @ d_weights) * slope
+                d_query[b, t, n] = d_scores @ keys
+                d_key[b, seen, n // group] += np.outer(d_scores, query[b, t, n])
+                d_value[b, seen, n // group] += np.outer(weights, cotangent[b, t, n])
+    return output, (d_query, d_key, d_value)
+
+
+class Sample:
+    """Random queries, keys and values of packed rows, and what the definition says of them."""
+
+    def __init__(self, places, heads, key_heads, window, soft_cap, dtype=jnp.float32):
+        random = np.random.default_rng(1)
+        self.positions, self.segments = places
+        self.window, self.soft_cap = window, soft_cap
+
+        def draw(heads: int) -> np.ndarray:
+            made = random.normal(size=(*self.positions.shape, heads, HEAD))
+            return np.asarray(jnp.asarray(made, dtype))
+
+        # Scores of a few units, so that a softmax is neither flat nor a maximum.
+        self.arrays = (draw(heads), draw(key_heads), draw(key_heads))
+        # Padding carries no loss: what it gives, none may care for.
+        real = (self.segments > 0)[..., None, None]
+        self.real = real
+        self.cotangent = draw(heads) * real.astype(dtype)
+
+    def expected(self):
+        places = (self.positions, self.segments)
+        output, gradients = definition(
+            *self.arrays, self.cotangent, *places, self.window, self.soft_cap
+        )
+        return (output * self.real, *gradients)
+
+    def program(self, implementation):
+        """The jitted (output of real tokens, gradients in query, key and value) and its arguments."""
+
+        def run(query, key, value, cotangent, positions, segments):
+            def form(query, key, value):
+                mask = AttentionMask.of_itself(positions, segments, self.window)
+                return attention(
+                    query, key, value, mask, soft_cap=self.soft_cap, implementation=implementation
+                )
+
+            output, pull = jax.vjp(form, query, key, value)
+            return (output, *pull(cotangent))
+
+        mesh = jax.sharding.get_mesh()
+        arguments = (*self.arrays, self.cotangent, self.positions, self.segments)
+        placed = [
+            jax.device_put(x, NamedSharding(mesh, activation("btnh"[: x.ndim]))) for x in arguments
+        ]
+        return jax.jit(run), placed
+
+    def check(self, implementation, tolerance="fp32"):
+        program, arguments = self.program(implementation)
+        output, *gradients = program(*arguments)
+        assert np.isfinite(np.asarray(output, np.float32)).all()
+        found = (np.asarray(output, np.float32) * self.real, *gradients)
+        for name, one, other in zip("o q k v".split(), found, self.expected(), strict=True):
+            assert_close(one, other, tolerance, name)
+
+
+def test_the_definition_s_gradients_are_those_of_its_output(packed):
+    sample = Sample(packed(1, 6, padding=1), 2, 1, window=3, soft_cap=2.0)
+    random = np.random.default_rng(0)
+    directions = [random.normal(size=x.shape) for x in sample.arrays]
+
+    def value(step: float) -> float:
+        moved = [x + step * d for x, d in zip(sample.arrays, directions, strict=True)]
+        places = (sample.positions, sample.segments, sample.window, sample.soft_cap)
+        return np.sum(definition(*moved, sample.cotangent, *places)[0] * sample.cotangent)
+
+    slope = sum(np.sum(g * d) for g, d in zip(sample.expected()[1:], directions, strict=True))
+    assert slope == pytest.approx((value(1e-5) - value(-1e-5)) / 2e-5, rel=1e-6)
+
+
+# name: (length, query heads, key heads, window, soft cap, mean document, padded tokens)
+CASES = {
+    "a window of 1, every head its own key head": (9, 2, 2, 1, None, 5, 0),
+    "a window of 3 that does not divide the row, one key head": (13, 4, 1, 3, None, 9, 0),
+    "a row of one block": (8, 4, 2, 8, None, 50, 0),
+    "a row of two blocks and many documents": (16, 4, 2, 8, None, 4, 0),
+    "a window longer than the row": (7, 4, 2, 40, None, 50, 0),
+    "a soft cap under a window": (11, 4, 2, 4, 1.5, 9, 0),
+    "padding under a window": (14, 4, 2, 4, None, 6, 5),
+}
+GLOBAL_CASES = {
+    "one long document": (9, 2, 2, None, None, 50, 0),
+    "many documents, a soft cap, padding": (13, 4, 2, None, 1.5, 4, 5),
+}
+FORMS = [(form, case) for form in ("reference", "blocked") for case in CASES]
+FORMS += [("reference", case) for case in GLOBAL_CASES]
+
+
+@pytest.mark.parametrize(("form", "case"), FORMS)
+def test_it_equals_the_definition_with_its_gradients(form, case, mesh_of, packed):
+    length, heads, key_heads, window, soft_cap, mean, padding = {**CASES, **GLOBAL_CASES}[case]
+    places = packed(2, length, seed=length, mean=mean, padding=padding)
+    with mesh_of():
+        Sample(places, heads, key_heads, window, soft_cap).check(form)
+
+
+@pytest.mark.parametrize("form", ["reference", "blocked"])
+def test_in_bfloat16_it_stays_near_the_definition(form, mesh_of, packed):
+    sample = Sample(packed(2, 13, mean=9), 4, 2, 4, None, jnp.bfloat16)
+    with mesh_of():
+        sample.check(form, "bf16")
+
+
+SPLITS = [
+    ("reference", (2, 2, 2), None),
+    ("reference", (1, 2, 4), 5),
+    ("blocked", (2, 2, 2), 3),  # inside the neighbouring shard
+    ("blocked", (1, 2, 4), 4),  # exactly the neighbouring shard
+    ("blocked", (1, 2, 4), 7),  # beyond the neighbouring shard
+    ("blocked", (2, 1, 4), 3),
+    ("auto", (1, 8, 1), 3),
+]
+
+
+@pytest.mark.parametrize(("form", "mesh", "window"), SPLITS)
+def test_split_over_sequences_and_positions_it_is_the_same(form, mesh, window, mesh_of, packed):
+    sample = Sample(packed(8, 16, mean=9, padding=3), 4, 2, window, 2.0)
+    with mesh_of(*mesh):
+        sample.check(form)
+
+
+def compiled(sample, implementation) -> str:
+    program, arguments = sample.program(implementation)
+    return program.lower(*arguments).compile().as_text()
+
+
+@pytest.mark.parametrize("form", ["blocked", "auto"])
+def test_the_local_form_holds_no_array_of_all_pairs(form, mesh_of, packed, largest_arrays):
+    sample = Sample(packed(1, 96), 2, 1, window=4, soft_cap=None)
+    with mesh_of():
+        local, reference = compiled(sample, form), compiled(sample, "reference")
+    assert any(shape.count(96) >= 2 for shape in largest_arrays(reference))
+    shapes = largest_arrays(local)
+    assert not [shape for shape in shapes if sum(n >= 96 for n in shape) >= 2]
+    # Two windows of scores a query, in each of two heads, and nothing larger.
+    assert max(np.prod(shape) for shape in shapes) <= 2 * 96 * 2 * max(4, HEAD)
+
+
+def test_the_local_form_refuses_global_layers(mesh_of, packed):
+    sample = Sample(packed(1, 4), 2, 1, window=None, soft_cap=None)
+    with mesh_of(), pytest.raises(UserError, match=r"compute\.attention is 'blocked'"):
+        sample.check("blocked")

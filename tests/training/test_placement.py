@@ -1,0 +1,66 @@
+"""From rows to the mesh: every device holds its rows and positions, in one process and in two."""
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from gemma_train.data.example import Batch
+from gemma_train.training.placement import needed_rows, place
+from tests.training.two_processes import numbered
+
+ROOT = Path(__file__).parents[2]
+MESHES = [(1, 1, 1), (2, 2, 2), (1, 4, 2), (1, 2, 4), (1, 8, 1), (8, 1, 1)]
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_one_process_needs_every_row_once(mesh, mesh_of):
+    with mesh_of(*mesh):
+        assert needed_rows(jax.sharding.get_mesh(), 16) == list(range(16))
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_a_placed_batch_is_the_batch_split_by_rows_and_positions(mesh, mesh_of):
+    rows, length = 16, 8
+    batch = numbered(rows, length)
+    replica, data, seq = mesh
+    with mesh_of(*mesh):
+        placed = place(batch, jax.sharding.get_mesh(), rows)
+    for name, array in vars(batch).items():
+        found = getattr(placed, name)
+        assert found.dtype == array.dtype
+        np.testing.assert_array_equal(found, array)
+        for shard in found.addressable_shards:
+            assert shard.data.shape == (rows // (replica * data), length // seq)
+            np.testing.assert_array_equal(shard.data, array[shard.index])
+    assert isinstance(placed, Batch)
+
+
+def test_two_processes_place_their_own_rows_only():
+    """Two real processes of four devices each; see two_processes.py, which holds the checks."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    command = [sys.executable, "-m", "tests.training.two_processes", address]
+    processes = [
+        subprocess.Popen(
+            [*command, str(number)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in (0, 1)
+    ]
+    try:
+        said = [process.communicate(timeout=120)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, text in zip(processes, said, strict=True):
+        assert process.returncode == 0, text
+        assert "placed" in text

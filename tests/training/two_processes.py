@@ -1,0 +1,48 @@
+"""One of two processes of test_placement: `python -m tests.training.two_processes ADDRESS NUMBER`."""
+
+import sys
+
+import numpy as np
+
+from gemma_train.data.example import Batch
+
+
+def numbered(rows: int, length: int) -> Batch:
+    """A batch in which every number is of one place in one array only."""
+    names = [f"{name}_bt" for name in ("tokens", "targets", "positions", "segments", "weights")]
+    count = np.arange(rows * length).reshape(rows, length)
+    arrays = {name: np.int32(count + 1000 * i) for i, name in enumerate(names)}
+    return Batch(**{**arrays, "weights_bt": np.float32(arrays["weights_bt"])})
+
+
+def main(address: str, number: int) -> None:
+    import os
+
+    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+    import jax
+
+    from gemma_train.mesh import MeshConfig, make_mesh, start_runtime
+    from gemma_train.training.placement import needed_rows, place
+
+    os.environ["JAX_COORDINATOR_ADDRESS"] = address
+    jax.distributed.initialize(address, num_processes=2, process_id=number)
+    start_runtime(MeshConfig(runtime="many_processes"))  # finds the runtime started already
+    rows, length = 16, 8
+    batch = numbered(rows, length)
+    for replica, data, seq, share in ((1, 8, 1, 8), (2, 2, 2, 8), (1, 4, 2, 8), (1, 1, 8, 16)):
+        mesh = make_mesh(MeshConfig(replica=replica, data=data, seq=seq))
+        needed = needed_rows(mesh, rows)
+        assert len(needed) == share, (needed, share)
+        own = jax.tree.map(lambda x, needed=needed: x[needed], batch)
+        placed = place(own, mesh, rows)
+        for name, array in vars(batch).items():
+            found = getattr(placed, name)
+            assert found.shape == (rows, length)
+            assert len(found.addressable_shards) == 4
+            for shard in found.addressable_shards:
+                np.testing.assert_array_equal(shard.data, array[shard.index])
+    print("placed", needed)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))
