@@ -6,6 +6,7 @@ Explicit: shardings are part of types, a wrong one is an error when the step is 
 """
 
 import math
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -52,15 +53,20 @@ class MeshConfig:
 def start_runtime(config: MeshConfig) -> None:
     """Join the other processes, or Pathways; must run before anything touches a device.
 
-    Many processes take coordinator, count and number from the cluster, or from the variables
-    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+    Many processes take coordinator, count and number from the variables JAX_COORDINATOR_ADDRESS,
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID, and what is not set from the cluster.
     """
     match config.runtime:
         case "one_process":
             pass
         case "many_processes":
             if not jax.distributed.is_initialized():
-                jax.distributed.initialize()
+                number = {
+                    name: int(value)
+                    for name in ("num_processes", "process_id")
+                    if (value := os.environ.get(f"JAX_{name.upper()}"))
+                }
+                jax.distributed.initialize(**number)
         case "pathways":
             try:
                 import pathwaysutils
@@ -70,6 +76,11 @@ def start_runtime(config: MeshConfig) -> None:
                     "pip install pathwaysutils"
                 ) from error
             pathwaysutils.initialize()
+
+
+def is_leader() -> bool:
+    """Whether this process is the one of its run that writes and prints."""
+    return jax.process_index() == 0
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:

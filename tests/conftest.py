@@ -1,4 +1,4 @@
-"""Eight simulated CPU devices, set before JAX wakes; JAX itself is imported only where it is used."""
+"""Eight simulated CPU devices, set before JAX wakes; JAX is imported only where it is used."""
 
 import os
 import re

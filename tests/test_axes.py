@@ -50,7 +50,7 @@ def results(tree: ast.AST) -> dict[ast.AST, ast.AST]:
 
 
 def mistakes(source: str) -> tuple[list[str], int]:
-    """What is wrong with the einsums of a source, line by line, and how many names were compared."""
+    """What is wrong with the einsums of a source, and how many names were compared."""
     tree, wrong, compared = ast.parse(source), [], 0
     targets = results(tree)
     for node in filter(is_einsum, ast.walk(tree)):

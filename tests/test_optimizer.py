@@ -61,8 +61,7 @@ def tree(seed: int, scale: float = 1.0) -> dict:
 def adamw(config: OptimizerConfig, parameters: dict, gradients: list[dict], steps: int) -> dict:
     """The parameters after a step for each gradient, written out."""
     parameters = {name: np.float64(leaf) for name, leaf in parameters.items()}
-    first = {name: 0.0 for name in parameters}
-    second = {name: 0.0 for name in parameters}
+    first, second = dict.fromkeys(parameters, 0.0), dict.fromkeys(parameters, 0.0)
     for number, gradient in enumerate(gradients):
         norm = np.sqrt(sum(np.sum(np.float64(g) ** 2) for g in gradient.values()))
         shrink = min(1.0, config.clip_norm / norm)

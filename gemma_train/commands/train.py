@@ -6,6 +6,7 @@ import jax
 
 from gemma_train.config import RunConfig
 from gemma_train.data.pipeline import unigram_entropy
+from gemma_train.mesh import is_leader, start_runtime
 from gemma_train.model.flops import parameter_count
 from gemma_train.training.loop import Outcome, train
 from gemma_train.training.run_folder import finished, write_summary
@@ -13,25 +14,28 @@ from gemma_train.training.run_folder import finished, write_summary
 
 def run(config: RunConfig) -> None:
     """Train, then say how well the held-out text is known and where things are."""
+    start_runtime(config.mesh)
+    say = print if is_leader() else lambda text: None
     if finished(config):
-        print(
-            f"{config.folder} is finished: all {config.steps:,} steps are done and its checkpoint, "
-            f"metrics and config are there.\n{_next_steps(config.folder)}\n"
+        say(
+            f"{config.folder} is finished: all {config.steps:,} steps are done, and its config, "
+            f"metrics and checkpoint are there.\n{_next_steps(config.folder)}\n"
             f"To train it anew, remove {config.folder} or give another --folder."
         )
         return
     parameters = parameter_count(config.model)
-    print(
+    say(
         f"{config.folder}: {parameters:,} parameters, {config.steps:,} steps of "
-        f"{config.step_tokens:,} tokens, {config.mesh.devices} device(s)"
+        f"{config.step_tokens:,} tokens, mesh of {config.mesh.devices} device(s)"
     )
     began = time.monotonic()
     outcome = train(config)
-    if outcome.step == config.steps:
+    if outcome.step == config.steps and is_leader():
         _conclude(config, outcome, parameters, time.monotonic() - began)
 
 
 def _conclude(config: RunConfig, outcome: Outcome, parameters: int, seconds: float) -> None:
+    """Print and keep the figures of a finished run."""
     figures: dict[str, float | int | str] = {
         "parameters": parameters,
         "tokens": config.steps * config.step_tokens,

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from gemma_train.config import RunConfig
 from gemma_train.data.pipeline import batches, held_out_batches
 from gemma_train.evaluation.perplexity import HeldOutLoss, make_evaluation
-from gemma_train.mesh import make_mesh, start_runtime
+from gemma_train.mesh import is_leader, make_mesh
 from gemma_train.metrics.observer import Observer
 from gemma_train.metrics.peak import peak_flops
 from gemma_train.model import Gemma
@@ -32,8 +32,10 @@ class Outcome:
 
 
 def train(config: RunConfig) -> Outcome:
-    """Run `config` from its newest checkpoint, or from the start, to its last step or Ctrl-C."""
-    start_runtime(config.mesh)
+    """Run `config` from its newest checkpoint, or from the start, to its last step or Ctrl-C.
+
+    The runtime has started. Raises `UserError` for a mesh, folder or data that do not fit.
+    """
     mesh = make_mesh(config.mesh)
     claim(config)
     with jax.set_mesh(mesh), Checkpoints(config) as checkpoints:
@@ -96,5 +98,5 @@ def _observer(config: RunConfig, mesh: Mesh, first: int) -> Observer:
         devices=mesh.size,
         device_peak=peak_flops(mesh.devices.flat[0].device_kind, config.compute.dtype),
         tensorboard=config.tensorboard,
-        active=jax.process_index() == 0,
+        active=is_leader(),
     )

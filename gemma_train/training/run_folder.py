@@ -6,6 +6,7 @@ from typing import Any
 from gemma_train import storage
 from gemma_train.config import RECORD, RunConfig, differences, read_record, record
 from gemma_train.errors import UserError
+from gemma_train.mesh import is_leader
 
 SUMMARY = "summary.json"
 
@@ -21,8 +22,9 @@ def claim(config: RunConfig) -> None:
                 f"folder {config.folder!r} was made by another config ({shown}): "
                 "choose another --folder, or remove that one"
             )
-    folder.mkdir(parents=True, exist_ok=True)
-    storage.write_whole(folder / RECORD, record(config))
+    if is_leader():
+        folder.mkdir(parents=True, exist_ok=True)
+        storage.write_whole(folder / RECORD, record(config))
 
 
 def finished(config: RunConfig) -> bool:

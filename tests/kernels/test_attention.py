@@ -76,7 +76,7 @@ class Sample:
         return (output * self.real, *gradients)
 
     def program(self, implementation):
-        """The jitted (output of real tokens, gradients in query, key and value) and its arguments."""
+        """The jitted (output, gradients in query, key and value), and its arguments."""
 
         def run(query, key, value, cotangent, positions, segments):
             def form(query, key, value):
@@ -100,7 +100,9 @@ class Sample:
         output, *gradients = program(*arguments)
         assert np.isfinite(np.asarray(output, np.float32)).all()
         found = (np.asarray(output, np.float32) * self.real, *gradients)
-        for name, one, other in zip("o q k v".split(), found, self.expected(), strict=True):
+        for name, one, other in zip(
+            ["output", "query", "key", "value"], found, self.expected(), strict=True
+        ):
             assert_close(one, other, tolerance, name)
 
 

@@ -1,5 +1,6 @@
-"""One of two processes of test_placement: `python -m tests.training.two_processes ADDRESS NUMBER`."""
+"""One of the two processes of test_placement: started with an address and its number."""
 
+import os
 import sys
 
 import numpy as np
@@ -16,15 +17,12 @@ def numbered(rows: int, length: int) -> Batch:
 
 
 def main(address: str, number: int) -> None:
-    import os
-
     os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
     import jax
 
     from gemma_train.mesh import MeshConfig, make_mesh, start_runtime
     from gemma_train.training.placement import needed_rows, place
 
-    os.environ["JAX_COORDINATOR_ADDRESS"] = address
     jax.distributed.initialize(address, num_processes=2, process_id=number)
     start_runtime(MeshConfig(runtime="many_processes"))  # finds the runtime started already
     rows, length = 16, 8
