@@ -33,7 +33,7 @@ from gemma_train.training.placement import place
 from gemma_train.training.state import initial_state
 from gemma_train.training.step import make_step
 
-ROWS, LENGTH = 8, 512
+ROWS, LENGTH, WINDOW = 8, 512, 128
 TOKENS = ROWS * LENGTH
 MODEL = GemmaConfig(
     vocabulary=32_768,
@@ -45,7 +45,7 @@ MODEL = GemmaConfig(
     hidden=1024,
     context=LENGTH,
     pattern=("local",) * 5 + ("global",),
-    window=128,
+    window=WINDOW,
     query_key_norm=True,
     post_norms=True,
     global_rope_base=1_000_000.0,
@@ -79,8 +79,8 @@ class Floor:
         self._linear(layers, TOKENS, queries, width)
         self._linear(2 * layers, TOKENS, width, hidden)  # gate and up
         self._linear(layers, TOKENS, hidden, width)
-        blocks = LENGTH // MODEL.window
-        self._attention(layers - 1, ROWS * blocks, MODEL.window, 2 * MODEL.window)
+        blocks = LENGTH // WINDOW
+        self._attention(layers - 1, ROWS * blocks, WINDOW, 2 * WINDOW)
         self._attention(1, ROWS, LENGTH, LENGTH)
         chunk = CONFIG.loss.chunk
         self._linear(TOKENS // chunk, chunk, width, MODEL.vocabulary)
@@ -163,7 +163,7 @@ class Torch:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="A CPU training step against its floor.")
     parser.add_argument("--rounds", type=int, default=5, help="alternations of floor and step")
     parser.add_argument("--torch", help="a Python with torch and transformers")
     arguments = parser.parse_args()
@@ -183,9 +183,8 @@ def main() -> None:
         best, median = min(seconds), statistics.median(seconds)
         to_best = min(found["floor"]) / best
         to_median = statistics.median(found["floor"]) / median
-        print(
-            f"{name:14}{best:9.3f}{median:10.3f}{TOKENS / best:10,.0f}{to_best:18.3f}{to_median:8.3f}"
-        )
+        speed = TOKENS / best
+        print(f"{name:14}{best:9.3f}{median:10.3f}{speed:10,.0f}{to_best:18.3f}{to_median:8.3f}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Gemma 1 2B: 3T tokens on 512 v5e (Gemma report, arXiv 2403.08295, sections 3 and 4).
+"""Gemma 1 2B: 3T tokens on 512 v5e (arXiv 2403.08295, sections 3 and 4).
 
 The mesh is ours: the report splits a pod's 256 chips in a way that has no counterpart here.
 """

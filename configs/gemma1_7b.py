@@ -1,4 +1,4 @@
-"""Gemma 1 7B: 6T tokens on 4,096 v5e (Gemma report, arXiv 2403.08295, sections 3 and 4).
+"""Gemma 1 7B: 6T tokens on 4,096 v5e (arXiv 2403.08295, sections 3 and 4).
 
 The mesh is ours.
 """

@@ -1,4 +1,4 @@
-"""Gemma 2 27B: 13T tokens on 6,144 v5p (Gemma 2 report, arXiv 2408.00118, section 3 and table 3).
+"""Gemma 2 27B: 13T tokens on 6,144 v5p (arXiv 2408.00118, section 3 and table 3).
 
 The mesh is ours.
 """

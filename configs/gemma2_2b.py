@@ -1,4 +1,4 @@
-"""Gemma 2 2B: 2T tokens on 512 v5e (Gemma 2 report, arXiv 2408.00118, section 3 and table 3).
+"""Gemma 2 2B: 2T tokens on 512 v5e (arXiv 2408.00118, section 3 and table 3).
 
 The report distils it; the loss here is the next token's.
 """

@@ -1,4 +1,4 @@
-"""Gemma 2 9B: 8T tokens on 4,096 v4 (Gemma 2 report, arXiv 2408.00118, section 3 and table 3).
+"""Gemma 2 9B: 8T tokens on 4,096 v4 (arXiv 2408.00118, section 3 and table 3).
 
 The mesh is ours; the report distils it, the loss here is the next token's.
 """

@@ -1,4 +1,4 @@
-"""Gemma 3 1B: 2T tokens on 512 v5e (Gemma 3 report, arXiv 2503.19786, section 2.2 and table 2)."""
+"""Gemma 3 1B: 2T tokens on 512 v5e (arXiv 2503.19786, section 2.2 and table 2)."""
 
 from gemma_train.config import MeshConfig
 from gemma_train.model.sizes import GEMMA3_1B

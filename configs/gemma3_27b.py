@@ -1,4 +1,4 @@
-"""Gemma 3 27B: 14T tokens on 6,144 v5p (Gemma 3 report, arXiv 2503.19786, section 2.2 and table 2)."""
+"""Gemma 3 27B: 14T tokens on 6,144 v5p (arXiv 2503.19786, section 2.2 and table 2)."""
 
 from gemma_train.config import MeshConfig
 from gemma_train.model.sizes import GEMMA3_27B

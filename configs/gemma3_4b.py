@@ -1,4 +1,4 @@
-"""Gemma 3 4B: 4T tokens on 2,048 v5e (Gemma 3 report, arXiv 2503.19786, section 2.2 and table 2)."""
+"""Gemma 3 4B: 4T tokens on 2,048 v5e (arXiv 2503.19786, section 2.2 and table 2)."""
 
 from gemma_train.config import MeshConfig
 from gemma_train.model.sizes import GEMMA3_4B

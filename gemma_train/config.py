@@ -7,12 +7,12 @@ anywhere: `read_record` evaluates literals and config classes only, and executes
 
 import ast
 import pprint
-import runpy
 from dataclasses import dataclass, fields
 from typing import Any
 
 from gemma_train import storage
 from gemma_train.data.pipeline import DataConfig, TokenSource
+from gemma_train.definition import load_definition
 from gemma_train.errors import UserError, require
 from gemma_train.evaluation.perplexity import EvaluationConfig
 from gemma_train.losses.next_token import NextToken
@@ -107,20 +107,7 @@ __all__ = [*_CONFIGS, "load", "read_record", "record", "differences"]
 
 def load(file: str) -> RunConfig:
     """The config of a run's Python file, which is executed. Raises `UserError` for all mistakes."""
-    storage.existing(file, "config")
-    try:
-        config = runpy.run_path(file).get("config")
-    except UserError as error:
-        raise UserError(f"{file}: {error}") from error
-    except Exception as error:
-        line = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise UserError(f"config {file!r} cannot be read: {line}") from error
-    if not isinstance(config, RunConfig):
-        raise UserError(
-            f"config {file!r} leaves `config` as {type(config).__name__}: "
-            "it must end in config = RunConfig(...)"
-        )
-    return config
+    return load_definition(file, "config", RunConfig)
 
 
 def record(config: RunConfig) -> str:

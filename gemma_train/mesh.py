@@ -47,7 +47,9 @@ class MeshConfig:
         minor = 1
         if self.seq == 1:
             minor = max(m for m in range(1, math.isqrt(self.data) + 1) if self.data % m == 0)
-        return dict(zip(MESH_AXES, (self.replica, self.data // minor, minor, self.seq)))
+        return dict(
+            zip(MESH_AXES, (self.replica, self.data // minor, minor, self.seq), strict=True)
+        )
 
 
 def start_runtime(config: MeshConfig) -> None:
@@ -61,12 +63,11 @@ def start_runtime(config: MeshConfig) -> None:
             pass
         case "many_processes":
             if not jax.distributed.is_initialized():
-                number = {
-                    name: int(value)
-                    for name in ("num_processes", "process_id")
-                    if (value := os.environ.get(f"JAX_{name.upper()}"))
-                }
-                jax.distributed.initialize(**number)
+                count, number = map(os.environ.get, ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+                jax.distributed.initialize(
+                    num_processes=int(count) if count else None,
+                    process_id=int(number) if number else None,
+                )
         case "pathways":
             try:
                 import pathwaysutils

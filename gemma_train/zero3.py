@@ -6,7 +6,7 @@ the gradient hop by hop. What a weight is not split over (replica) is declared `
 step by `share`, so that its sum runs on the shard, outside the scan over layers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import jax
 from jax.sharding import PartitionSpec, reshard
@@ -18,7 +18,7 @@ WHOLE = "l"
 
 
 def split(letters: str, shape: tuple[int, ...], axis_sizes: Mapping[str, int]) -> PartitionSpec:
-    """The ruled sharding of a parameter: the larger axis takes the model width, the rest the others.
+    """The ruled sharding of a parameter: the larger axis splits the model width, the rest others.
 
     Axes are dealt out from the largest: the first goes to d if d divides, each further one to the
     longest other dimension that divides, and to d if none does. An axis that divides nothing
@@ -47,7 +47,7 @@ def ruled_sharding(letters: str, shape: tuple[int, ...]) -> PartitionSpec | None
 
 
 def share(weight: jax.Array) -> jax.Array:
-    """Declare a weight equal over every axis that does not split it: once a step, before any use."""
+    """Declare a weight equal over every axis that does not split it: once a step, before use."""
     mesh, spec = jax.sharding.get_abstract_mesh(), jax.typeof(weight).sharding.spec
     whole_over = set(mesh.axis_names) - {axis for axes in axes_of(weight) for axis in axes}
     return reshard(weight, PartitionSpec(*spec.partitions, reduced=frozenset(whole_over)))
@@ -78,6 +78,6 @@ def axes_of(weight: jax.Array) -> list[list[str]]:
     return [list(e) if isinstance(e, tuple) else [e] if e else [] for e in entries]
 
 
-def _spec(dimensions: list[list[str]], reduced: set[str] = frozenset()) -> PartitionSpec:
+def _spec(dimensions: list[list[str]], reduced: Iterable[str] = ()) -> PartitionSpec:
     entries = (None if not d else d[0] if len(d) == 1 else tuple(d) for d in dimensions)
     return PartitionSpec(*entries, reduced=frozenset(reduced))

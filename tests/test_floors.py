@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "gemma_train"
 FLOORS = (
     ("errors", "axes"),
     ("storage", "mesh", "zero3"),
-    ("metrics", "tokenizer"),
+    ("metrics", "tokenizer", "definition"),
     ("kernels", "data", "optimizer"),
     ("model",),
     ("losses", "sampling"),

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import jax
 
 from gemma_train.config import read_record
-from gemma_train.data.pipeline import held_out_rows, unigram_entropy
+from gemma_train.data.pipeline import unigram_entropy
 from gemma_train.errors import require
-from gemma_train.evaluation.perplexity import EvaluationConfig
 from gemma_train.mesh import MeshConfig, make_mesh, start_runtime
 from gemma_train.training.checkpoint import Checkpoints
 from gemma_train.training.loop import held_out_loss
@@ -33,14 +32,11 @@ def run(arguments: EvaluateArguments) -> None:
         bool(config.data.held_out),
         f"{arguments.run!r} held nothing out (data.held_out is empty): nothing to evaluate on",
     )
-    rows = arguments.rows or held_out_rows(config.data)
-    config = dataclasses.replace(
-        config, mesh=arguments.mesh, evaluation=EvaluationConfig(rows=rows)
-    )
+    config = dataclasses.replace(config, mesh=arguments.mesh)
     start_runtime(config.mesh)
     mesh = make_mesh(config.mesh, jax.devices()[: config.mesh.devices])
     with jax.set_mesh(mesh), Checkpoints(config, beside_training=True) as checkpoints:
         step, model = checkpoints.latest_step, checkpoints.restore_model()
-        found = held_out_loss(config, mesh)(model)
+        found = held_out_loss(config, mesh, arguments.rows)(model)
     print(f"{arguments.run} after {step:,} steps")
-    print(found.told(unigram_entropy(config.data, maximum_rows=rows)))
+    print(found.told(unigram_entropy(config.data, maximum_rows=arguments.rows)))

@@ -4,12 +4,11 @@ A recipe is the user's own Python, so that it can look for files or compute patt
 states what to prepare; the dataclasses hold plain values and are stored with what they made.
 """
 
-import traceback
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from gemma_train import storage
-from gemma_train.errors import UserError, require
+from gemma_train.definition import load_definition
+from gemma_train.errors import require
 from gemma_train.tokenizer.training import TokenizerConfig
 
 Format = Literal["text", "jsonl", "parquet"]
@@ -83,21 +82,4 @@ class Recipe:
 
 def load_recipe(path: str) -> Recipe:
     """Run the recipe file and return its `recipe`. Raises `UserError`, naming file and line."""
-    code = storage.existing(path, "recipe").read_text()
-    scope = {"__name__": "recipe", "__file__": path}
-    try:
-        exec(compile(code, path, "exec"), scope)  # noqa: S102 (the user runs their own file)
-    except SyntaxError as error:
-        raise UserError(f"recipe {path!r}, line {error.lineno}: {error.msg}") from None
-    except Exception as error:  # noqa: BLE001 (whatever the file raises)
-        frames = traceback.extract_tb(error.__traceback__)
-        line = max((frame.lineno or 0 for frame in frames if frame.filename == path), default=0)
-        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-        raise UserError(f"recipe {path!r}, line {line}: {kind}{error}") from None
-    require("recipe" in scope, f"recipe {path!r} does not end in `recipe = Recipe(...)`")
-    recipe = scope["recipe"]
-    require(
-        isinstance(recipe, Recipe),
-        f"recipe {path!r}: `recipe` is a {type(recipe).__name__}, not a Recipe",
-    )
-    return recipe
+    return load_definition(path, "recipe", Recipe)

@@ -122,7 +122,7 @@ def _text(raw: Any, source: TextSource) -> str:
         raw = raw.decode("utf-8-sig")
     if not isinstance(raw, str):
         found = type(raw).__name__
-        raise ValueError(f"field {source.text_field!r} is {found}, not text")  # noqa: TRY004
+        raise ValueError(f"field {source.text_field!r} is {found}, not text")
     return raw
 
 

@@ -27,6 +27,7 @@ def attend(
     Exact where positions are consecutive within segments. `mask.window` must be set.
     """
     window, (batch, length) = mask.window, query_btnh.shape[:2]
+    assert window is not None
     blocks = -(-length // window)
     fill = blocks * window - length
 

@@ -36,9 +36,9 @@ def vocabulary_loss(
 ) -> tuple[jax.Array, jax.Array]:
     """(loss, cross-entropy): sums over tokens of weight * value, float32 scalars.
 
-    The first carries the z-loss and is differentiable in states and table; the second is for the
-    record. Weights of tokens without loss are 0; put 1 / (number of tokens) in them for a mean.
-    `table_vd` comes as it is stored, split by `zero3.split`; matmuls run in the dtype of the states.
+    The first carries the z-loss and is differentiable in states and table; the second is a
+    figure. Weights of tokens without loss are 0; put 1 / (number of tokens) in them for a mean.
+    `table_vd` comes as it is stored, split by `zero3.split`; matmuls run in the states' dtype.
     """
     sums, _ = _run(states_btd, table_vd, targets_bt, weights_bt, terms, with_gradients=False)
     return sums
@@ -120,7 +120,7 @@ def _on_one_shard(
     )
     whole_axes = tuple(axis for axis in MESH_AXES if axis not in rows)
     sums = jax.tree.map(lambda x: jax.lax.psum(x, whole_axes), sums)
-    if not with_gradients:
+    if found is None or gradient_dv is None:
         return sums, None
     gradient_td, gradient_vd = found[0].reshape(-1, width)[:tokens], gradient_dv.T
     if not rows:

@@ -46,9 +46,8 @@ class Observer:
             )
             if share is not None:
                 times["model_flops_utilization"] = share
-        if self._recorder and self._progress:
-            if written := self._recorder.record(step, {**scalars, **times}):
-                self._progress.update(written["step"], written)
+        if self._recorder:
+            self._show(self._recorder.record(step, {**scalars, **times}))
 
     def evaluation(self, step: int, scalars: Mapping[str, float]) -> None:
         """Record what an evaluation found, and say it."""

@@ -1,4 +1,4 @@
-"""A layer's attention: projections, query-key norm, rotary positions, and the cache for sampling."""
+"""A layer's attention: projections, query-key norm, rotary positions, and a cache for sampling."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""What tells one Gemma from another (GemmaConfig), and how a given one is computed (ComputeConfig)."""
+"""What tells one Gemma from another (GemmaConfig), and how one is computed (ComputeConfig)."""
 
 from dataclasses import dataclass
 from typing import Literal

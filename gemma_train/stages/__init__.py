@@ -1,1 +1,1 @@
-"""Stages of a Gemma's life, each a function that makes or changes a RunConfig: values, no trainers."""
+"""Stages of a Gemma's life, each a function that makes or changes a RunConfig."""

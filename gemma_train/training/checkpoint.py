@@ -1,4 +1,4 @@
-"""Checkpoints of a run: state, data position and config, written by orbax while training goes on."""
+"""Checkpoints of a run: state, data position and config, written while training goes on."""
 
 import logging
 from types import TracebackType
@@ -15,7 +15,7 @@ from gemma_train.training.state import TrainState, abstract_state, by_path, from
 FOLDER = "checkpoints"
 STATE = "state"
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # orbax and grain narrate every save
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # what orbax logs it also raises
 
 
 class Checkpoints:
@@ -79,9 +79,7 @@ class Checkpoints:
         found, _ = self._load(wanted, partial=True)
         return from_paths({path.removeprefix("model/"): leaf for path, leaf in found.items()}, like)
 
-    def _load(
-        self, wanted: dict[str, Any], *, partial: bool = False
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _load(self, wanted: dict[str, Any], *, partial: bool = False) -> tuple[dict[str, Any], Any]:
         """The wanted leaves of the newest step, and what was saved beside them.
 
         Every leaf that was saved must be wanted, unless the load is `partial`.

@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from gemma_train.config import RunConfig
 from gemma_train.data.pipeline import batches, held_out_batches
+from gemma_train.data.shards import check_vocabulary
 from gemma_train.evaluation.perplexity import HeldOutLoss, make_evaluation
 from gemma_train.mesh import is_leader, make_mesh
 from gemma_train.metrics.observer import Observer
@@ -37,6 +38,8 @@ def train(config: RunConfig) -> Outcome:
     The runtime has started. Raises `UserError` for a mesh, folder or data that do not fit.
     """
     mesh = make_mesh(config.mesh)
+    for folder in (*(source.path for source in config.data.train), *config.data.held_out):
+        check_vocabulary(folder, config.model.vocabulary)
     claim(config)
     with jax.set_mesh(mesh), Checkpoints(config) as checkpoints:
         state, next_row = checkpoints.restore() or (initial_state(config), 0)
@@ -48,7 +51,7 @@ def _loop(
 ) -> Outcome:
     """Steps until the last; reading, recording and saving overlap with the device's work."""
     rows, number, held_out = config.data.batch_rows, int(state.step), None
-    step, evaluate = make_step(config), held_out_loss(config, mesh)
+    step, evaluate = make_step(config), held_out_loss(config, mesh, config.evaluation.rows)
     stream = batches(config.data, start_row=next_row, batch_indices=needed_rows(mesh, rows))
     with stream, StopRequest() as stop, _observer(config, mesh, number) as observer:
         while number < config.steps and not stop.requested:
@@ -71,8 +74,10 @@ def _loop(
     return Outcome(state=state, step=number, held_out=held_out)
 
 
-def held_out_loss(config: RunConfig, mesh: Mesh) -> Callable[[Gemma], HeldOutLoss]:
-    """A function that gives a model's loss on the config's held-out rows, compiled once."""
+def held_out_loss(
+    config: RunConfig, mesh: Mesh, maximum_rows: int | None
+) -> Callable[[Gemma], HeldOutLoss]:
+    """A function that gives a model's loss on held-out rows (all if None), compiled once."""
     rows, mean_loss = config.data.batch_rows, make_evaluation(config.loss)
     indices = needed_rows(mesh, rows)
 
@@ -80,7 +85,7 @@ def held_out_loss(config: RunConfig, mesh: Mesh) -> Callable[[Gemma], HeldOutLos
         with held_out_batches(
             config.data,
             batch_rows=rows,
-            maximum_rows=config.evaluation.rows,
+            maximum_rows=maximum_rows,
             batch_indices=indices,
         ) as stream:
             return mean_loss(model, (place(batch, mesh, rows) for batch in stream))

@@ -14,7 +14,9 @@ def needed_rows(mesh: Mesh, batch_rows: int) -> list[int]:
     Read off the sharding, so that it holds for one process, many, and Pathways.
     """
     places = NamedSharding(mesh, activation("b")).addressable_devices_indices_map((batch_rows,))
-    return sorted({row for (rows,) in places.values() for row in range(batch_rows)[rows]})
+    return sorted(
+        {row for index in places.values() if index for row in range(batch_rows)[index[0]]}
+    )
 
 
 def place(batch: Batch, mesh: Mesh, batch_rows: int) -> Batch:

@@ -1,0 +1,28 @@
+"""Python files in which a user defines a thing: a run's config, a data recipe."""
+
+import traceback
+
+from gemma_train import storage
+from gemma_train.errors import UserError
+
+
+def load_definition[Kind](file: str, name: str, kind: type[Kind]) -> Kind:
+    """Execute the user's own `file` and return what it leaves as `name`, which must be a `kind`.
+
+    Raises `UserError` naming file and line for whatever goes wrong in it.
+    """
+    code = storage.existing(file, name).read_text()
+    scope = {"__name__": name, "__file__": file}
+    try:
+        exec(compile(code, file, "exec"), scope)
+    except SyntaxError as error:
+        raise UserError(f"{name} {file!r}, line {error.lineno}: {error.msg}") from None
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        line = max((frame.lineno or 0 for frame in frames if frame.filename == file), default=0)
+        told = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        raise UserError(f"{name} {file!r}, line {line}: {told}{error}") from None
+    found = scope.get(name)
+    if not isinstance(found, kind):
+        raise UserError(f"{name} {file!r} does not end in `{name} = {kind.__name__}(...)`")
+    return found

@@ -1,0 +1,194 @@
+"""Every mistake of a user: one line on standard error that says what would do, exit code 2."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from gemma_train.commands import command_line
+
+
+@pytest.fixture
+def refused(capsys):
+    """Runs a command line that must fail, and returns its one line."""
+
+    def run(*words: str) -> str:
+        assert command_line.run(list(words)) == 2
+        told = capsys.readouterr().err.strip()
+        assert told.startswith("gemma-train: ")
+        assert "\n" not in told
+        assert "Traceback" not in told
+        return told
+
+    return run
+
+
+@pytest.fixture
+def config(tmp_path, write_config) -> str:
+    return write_config(tmp_path / "run")
+
+
+@pytest.fixture
+def own_data(tmp_path, corpus) -> tuple[Path, tuple[str, ...]]:
+    """A copy of the corpus to damage, and the flags that point the config at it."""
+    data = tmp_path / "data"
+    shutil.copytree(corpus, data)
+    file = tmp_path / "damaged.py"
+    file.write_text(
+        (tmp_path / "run.py").read_text().replace(corpus, str(data))
+        if (tmp_path / "run.py").exists()
+        else ""
+    )
+    return data, ("train", str(file))
+
+
+def test_an_unknown_verb(refused):
+    assert "unknown verb 'trian'" in refused("trian")
+
+
+def test_an_unknown_field_names_the_nearest_one(refused, config):
+    told = refused("train", config, "--optimizer.peak-lrr", "3")
+    assert "--optimizer.peak-lrr" in told
+    assert "--optimizer.peak-lr " in told
+
+
+def test_a_value_of_the_wrong_type_names_the_field(refused, config):
+    told = refused("train", config, "--steps", "many")
+    assert "--steps" in told
+    assert "'many'" in told
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-1", "0"])
+def test_a_learning_rate_that_is_no_positive_number(refused, config, value):
+    assert "optimizer.peak_lr is" in refused("train", config, "--optimizer.peak-lr", value)
+
+
+def test_a_mesh_that_does_not_fit_the_devices(refused, config):
+    told = refused("train", config, "--mesh.data", "4", "--mesh.seq", "1")
+    assert "mesh replica 1 x data 4 x seq 1 = 4 devices" in told
+    assert "has 8" in told
+
+
+def test_a_mesh_that_does_not_divide_the_rows(refused, config):
+    assert "data.batch_rows is 4" in refused("train", config, "--mesh.data", "8")
+
+
+def test_a_sequence_longer_than_the_model(refused, config):
+    told = refused("train", config, "--data.sequence-length", "128")
+    assert "data.sequence_length is 128, longer than model.context, 64" in told
+
+
+def test_a_config_that_is_missing_broken_or_something_else(refused, tmp_path):
+    assert "does not exist" in refused("train", str(tmp_path / "none.py"))
+    broken = tmp_path / "broken.py"
+    broken.write_text("config = RunConfig(")
+    assert "line 1" in refused("train", str(broken))
+    broken.write_text("x = 1")
+    assert "does not end in `config = RunConfig(...)`" in refused("train", str(broken))
+    assert "needs a config" in refused("train")
+
+
+def test_a_field_that_the_config_file_misspells(refused, config):
+    text = Path(config).read_text()
+    Path(config).write_text(text.replace("tensorboard=", "tensorbord="))
+    assert "tensorbord" in refused("train", config)
+
+
+def one_device(monkeypatch):
+    """Runs in this process take the first device, as on a laptop."""
+    import jax
+
+    devices = jax.devices()[:1]
+    monkeypatch.setattr("gemma_train.mesh.jax.devices", lambda: devices)
+
+
+def test_a_tokenizer_that_did_not_make_the_data(refused, config, own_data, monkeypatch, tokenizer):
+    one_device(monkeypatch)
+    data, words = own_data
+    (data / "tokenizer.model").write_bytes(tokenizer)
+    told = refused(*words)
+    assert "tokenizer" in told
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory) -> bytes:
+    """Another tokenizer's bytes."""
+    from gemma_train import storage
+    from gemma_train.tokenizer.training import TokenizerConfig, train_tokenizer
+
+    file = storage.path(str(tmp_path_factory.mktemp("other") / "other.model"))
+    texts = [Path(__file__).read_text() * 3, "the quick brown fox " * 400]
+    train_tokenizer(texts, TokenizerConfig(path=str(file), vocabulary=600), file)
+    return file.read_bytes()
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated"])
+def test_a_missing_or_truncated_shard_is_named(refused, config, own_data, monkeypatch, damage):
+    one_device(monkeypatch)
+    data, words = own_data
+    shard = data / "train" / "tokens-00000.bin"
+    if damage == "missing":
+        shard.unlink()
+    else:
+        shard.write_bytes(shard.read_bytes()[:-100])
+    assert "tokens-00000.bin" in refused(*words)
+
+
+def test_data_with_ids_beyond_the_models_vocabulary(refused, config, monkeypatch):
+    one_device(monkeypatch)
+    assert "model's vocabulary is 256" in refused("train", config, "--model.vocabulary", "256")
+
+
+def test_an_empty_source(refused, tmp_path):
+    recipe, empty = tmp_path / "recipe.py", tmp_path / "empty.txt"
+    empty.write_text("")
+    recipe.write_text(f"""
+from gemma_train.data.recipe import Recipe, TextSource
+from gemma_train.tokenizer.training import TokenizerConfig
+recipe = Recipe(
+    name="empty", folder={str(tmp_path / "out")!r},
+    tokenizer=TokenizerConfig(path={str(tmp_path / "out/tokenizer.model")!r}, vocabulary=600),
+    sources=(TextSource(name="nothing", files=({str(empty)!r},), licence="none"),),
+)
+""")
+    assert "there is no text" in refused("prepare", str(recipe))
+
+
+def test_a_run_folder_made_by_another_config(refused, finished_run, monkeypatch):
+    one_device(monkeypatch)
+    _, config = finished_run
+    told = refused("train", config, "--optimizer.peak-lr", "0.5")
+    assert "another config (optimizer.peak_lr was 0.001, is 0.5)" in told
+    assert "--folder" in told
+
+
+def test_no_space_left(config, tmp_path, capsys, monkeypatch):
+    import errno
+
+    one_device(monkeypatch)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "run"))
+
+    monkeypatch.setattr("gemma_train.training.run_folder.storage.write_whole", full)
+    assert command_line.run(["train", config]) == 2
+    told = capsys.readouterr().err.strip()
+    assert "no space left on the device" in told
+    assert "\n" not in told
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "sample", "report"])
+def test_a_folder_that_is_no_run(refused, tmp_path, verb):
+    assert str(tmp_path) in refused(verb, str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_record_of_a_run_is_never_executed(refused, tmp_path):
+    for text in (
+        "config = __import__('os').system('true')",
+        "config = RunConfig(folder=open('/etc/hostname').read())",
+        "import os",
+        "config = (lambda: 1)()",
+    ):
+        (tmp_path / "config.py").write_text(text)
+        assert "is not the record of a run" in refused("evaluate", str(tmp_path))
