@@ -1,7 +1,7 @@
 # Two commands matter: `make train` pretrains the quickstart, `make test` runs the tests.
 # Each sets up what it needs in .venv, from the versions in constraints.txt.
 
-PYTHON ?= python3.12
+PYTHON ?= $(or $(shell command -v python3.12), $(shell command -v python3))
 VENV := .venv
 RUN := $(VENV)/bin
 READY := $(VENV)/ready

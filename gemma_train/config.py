@@ -102,7 +102,21 @@ _CONFIGS = {
         EvaluationConfig,
     )
 }
-__all__ = [*_CONFIGS, "load", "read_record", "record", "differences"]
+__all__ = [
+    "ComputeConfig",
+    "DataConfig",
+    "EvaluationConfig",
+    "GemmaConfig",
+    "MeshConfig",
+    "NextToken",
+    "OptimizerConfig",
+    "RunConfig",
+    "TokenSource",
+    "differences",
+    "load",
+    "read_record",
+    "record",
+]
 
 
 def load(file: str) -> RunConfig:
