@@ -11,7 +11,7 @@ READY := $(VENV)/ready
 train: $(READY)  ## prepare text, pretrain a small Gemma 3 on it, sample from it, draw its curves
 	$(RUN)/gemma-train prepare data_recipes/quickstart.py
 	$(RUN)/gemma-train train configs/quickstart.py
-	$(RUN)/gemma-train sample runs/quickstart --prompt "def " --prompt "import " --save
+	$(RUN)/gemma-train sample runs/quickstart --prompt "def __init__(self" --prompt "import os" --save
 	$(RUN)/gemma-train report runs/quickstart
 
 test: $(READY)  ## every test that needs no accelerator

@@ -52,14 +52,13 @@ class Observer:
     def evaluation(self, step: int, scalars: Mapping[str, float]) -> None:
         """Record what an evaluation found, and say it."""
         if self._recorder and self._progress:
-            self._show(self._recorder.flush())
             self._recorder.record(step, scalars, kind="evaluation")
             self._recorder.flush()
             found = ", ".join(f"{name} {value:,.4g}" for name, value in scalars.items())
             self._progress.say(f"step {step:,}: held-out {found}")
 
-    def finish(self) -> None:
-        """Write and show the last step."""
+    def flush(self) -> None:
+        """Wait for the last step, write and show it: before what is not a step, and at the end."""
         if self._recorder:
             self._show(self._recorder.flush())
 

@@ -61,14 +61,19 @@ def _loop(
             number, next_row = number + 1, next_row + rows
             observer.step(number, scalars)
             last = number == config.steps
-            with observer.clock.paused():
-                if config.data.held_out and (last or number % config.evaluation.every_steps == 0):
-                    held_out = evaluate(state.model)
-                    observer.evaluation(number, {"loss": held_out.loss})
-                if last or stop.requested or number % config.checkpoint_every_steps == 0:
-                    checkpoints.save(number, state, next_row)
+            saves = last or stop.requested or number % config.checkpoint_every_steps == 0
+            evaluates = config.data.held_out and (
+                last or number % config.evaluation.every_steps == 0
+            )
+            if saves or evaluates:
+                observer.flush()
+                with observer.clock.paused():
+                    if evaluates:
+                        held_out = evaluate(state.model)
+                        observer.evaluation(number, {"loss": held_out.loss})
+                    if saves:
+                        checkpoints.save(number, state, next_row)
         checkpoints.wait()
-        observer.finish()
         if number < config.steps:
             observer.say(f"stopped after step {number:,}, saved: the same command goes on from it")
     return Outcome(state=state, step=number, held_out=held_out)

@@ -243,15 +243,28 @@ def with_cache(model, tokens, positions, segments, cache):
     return model.logits(states), cache
 
 
-@pytest.mark.parametrize("prompt", [1, 7])
-def test_with_a_cache_token_by_token_it_equals_the_whole_sequence(generation, prompt):
-    """Prompts padded on the left by 0, 2 and 5 tokens; the windows of 3 and 4 bite and wrap."""
-    pads = np.zeros(ROWS, int) if prompt == 1 else np.array([0, 2, 5])
-    index = np.arange(LENGTH) - pads[:, None]
-    segments, positions = (index >= 0).astype(int), np.maximum(index, 0)
-    tokens = np.where(index >= 0, tokens_of(), 0)
-    real = segments > 0
-    expected = np.asarray(generation.run(tokens, positions, segments)[1])
+PROMPT = 7
+# (columns of the prompt, where its padding stands): 0, 2 and 5 tokens of it in the three rows.
+PROMPTS = [(1, "nowhere"), (PROMPT, "left"), (PROMPT, "right")]
+
+
+@pytest.mark.parametrize(("prompt", "side"), PROMPTS)
+def test_with_a_cache_token_by_token_it_equals_the_whole_sequence(generation, prompt, side):
+    """The windows of 3 and 4 bite, and their slots are used again."""
+    pads = np.array([0, 2, 5]) if side != "nowhere" else np.zeros(ROWS, int)
+    column = np.arange(LENGTH)
+    if side == "right":
+        padded = (column >= PROMPT - pads[:, None]) & (column < PROMPT)
+    else:
+        padded = column < pads[:, None]
+    segments = (~padded).astype(int)
+    positions = np.where(padded, 0, np.cumsum(segments, axis=1) - 1)
+    tokens = np.where(padded, 0, tokens_of())
+    # The whole sequence has the same tokens without padding between them.
+    order = np.argsort(padded, axis=1, kind="stable")
+    together = (np.take_along_axis(x, order, axis=1) for x in (tokens, positions, segments))
+    logits = np.asarray(generation.run(*together)[1])
+    expected = np.take_along_axis(logits, np.argsort(order, axis=1)[..., None], axis=1)
     found = np.zeros_like(expected)
     with generation.mesh():
         cache = Cache.empty(generation.config, ROWS, LENGTH, "float32")
@@ -264,7 +277,7 @@ def test_with_a_cache_token_by_token_it_equals_the_whole_sequence(generation, pr
             *part,
         )
         start = end
-    assert_close(found[real], expected[real], "deep fp32")
+    assert_close(found[~padded], expected[~padded], "deep fp32")
     local_slots = {
         layer.key_bskh.shape[-3]
         for layer, kind in zip(cache.pattern, generation.config.pattern, strict=True)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from gemma_train.training.state import abstract_state, by_path, from_paths, initial_state
+from gemma_train.zero3 import split
 
 MESHES = [(1, 1, 1), (2, 2, 2), (1, 8, 1)]
 
@@ -26,6 +27,15 @@ def test_the_abstract_state_is_the_real_one_without_its_numbers(states):
         assert isinstance(like, jax.ShapeDtypeStruct)
         assert (leaf.shape, leaf.dtype) == (like.shape, like.dtype), path
         assert leaf.sharding == like.sharding, path
+
+
+def test_every_leaf_is_made_where_it_is_ruled(states, letters_of):
+    for path, leaf in by_path(states[0]).items():
+        if letters := letters_of(path):
+            sizes = leaf.sharding.mesh.shape
+            assert leaf.sharding.spec == split(letters, leaf.shape, sizes), path
+        else:
+            assert leaf.shape == (), path
 
 
 def test_every_leaf_has_a_name_of_its_own_that_reads_as_a_path(states):
