@@ -6,6 +6,11 @@ VENV := .venv
 RUN := $(VENV)/bin
 READY := $(VENV)/ready
 
+# glibc hands freed blocks back to the system, and XLA's CPU backend then faults a gigabyte of
+# temporaries in anew at every step; kept, a step is a quarter faster (docs/performance.md).
+train bench: export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:$\
+	glibc.malloc.trim_threshold=8000000000:glibc.malloc.arena_max=1
+
 .PHONY: train test check format bench clean
 
 train: $(READY)  ## prepare text, pretrain a small Gemma 3 on it, sample from it, draw its curves
@@ -15,7 +20,7 @@ train: $(READY)  ## prepare text, pretrain a small Gemma 3 on it, sample from it
 	$(RUN)/gemma-train report runs/quickstart
 
 test: $(READY)  ## every test that needs no accelerator
-	$(RUN)/python -m pytest -n 2 -m "not slow and not gpu and not tpu"
+	$(RUN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not tpu"
 
 check: $(READY)  ## format, lint and types
 	$(RUN)/ruff format --check .

@@ -37,7 +37,7 @@ config = RunConfig(
         sequence_length=256,
         batch_rows=4,
     ),
-    steps=900,
+    steps=750,
     optimizer=OptimizerConfig(peak_lr=8e-3, warmup_steps=50, final_lr_fraction=0.05),
     compute=ComputeConfig(dtype="float32", remat="none"),
     evaluation=EvaluationConfig(every_steps=300, rows=256),

@@ -79,14 +79,20 @@ EXAMPLE = RunConfig(
 )
 
 # What may differ between a run and its resumption: nothing in it changes what is learned.
-RESUMABLE_CHANGES = (
+RESUMABLE_CHANGES = {
     "folder",
     "mesh",
     "evaluation",
     "checkpoint_every_steps",
     "checkpoints_kept",
     "tensorboard",
-)
+    "compute.remat",
+    "compute.saved",
+    "loss.chunk",
+    "data.read_threads",
+    "data.prefetch_batches",
+    "data.worker_processes",
+}
 
 _CONFIGS = {
     config.__name__: config
@@ -149,28 +155,19 @@ def read_record(folder: str) -> RunConfig:
     return config
 
 
-def differences(recorded: RunConfig, asked: RunConfig) -> list[str]:
-    """What tells two configs apart, beyond `RESUMABLE_CHANGES`: 'field: recorded, asked' each."""
-    return [
-        line
-        for field in fields(RunConfig)
-        if field.name not in RESUMABLE_CHANGES
-        for line in _compare(getattr(recorded, field.name), getattr(asked, field.name), field.name)
-    ]
-
-
-def _compare(old: Any, new: Any, name: str) -> list[str]:
-    if old == new:
+def differences(recorded: Any, asked: Any, name: str = "") -> list[str]:
+    """What tells two configs apart, beyond `RESUMABLE_CHANGES`: 'field was old, is new' each."""
+    if recorded == asked or name in RESUMABLE_CHANGES:
         return []
-    if type(old) is type(new) and type(old).__name__ in _CONFIGS:
+    if type(recorded) is type(asked) and type(asked).__name__ in _CONFIGS:
         return [
             line
-            for field in fields(old)
-            for line in _compare(
-                getattr(old, field.name), getattr(new, field.name), f"{name}.{field.name}"
+            for field in (field.name for field in fields(asked))
+            for line in differences(
+                getattr(recorded, field), getattr(asked, field), f"{name}.{field}".lstrip(".")
             )
         ]
-    return [f"{name} was {old!r}, is {new!r}"]
+    return [f"{name} was {recorded!r}, is {asked!r}"]
 
 
 def _evaluate(node: ast.expr) -> Any:

@@ -16,7 +16,7 @@ class OptimizerConfig:
 
     peak_lr: float = 3e-4  # learning rate after the warm-up
     schedule: Literal["cosine", "linear", "constant"] = "cosine"  # how it falls afterwards
-    warmup_steps: int = 100  # steps of linear rise from 0
+    warmup_steps: int = 100  # steps of linear rise to peak_lr
     final_lr_fraction: float = 0.1  # of peak_lr, reached at the last step
     beta1: float = 0.9  # decay of the first moment
     beta2: float = 0.95  # decay of the second moment
@@ -56,7 +56,7 @@ class OptimizerConfig:
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """The learning rate by step, for a run of `steps` steps."""
     warmup = min(config.warmup_steps, steps)
-    falling, final = max(steps - warmup, 1), config.peak_lr * config.final_lr_fraction
+    falling, final = max(steps - warmup - 1, 1), config.peak_lr * config.final_lr_fraction
     match config.schedule:
         case "cosine":
             after = optax.cosine_decay_schedule(config.peak_lr, falling, config.final_lr_fraction)

@@ -2,8 +2,8 @@
 
 Parameters, gradients and Adam's moments live split over (data, seq). A layer's weights are gathered
 in the compute dtype where they are used, one mesh axis a hop; the transpose of that gather scatters
-the gradient hop by hop. What a weight is not split over (replica) is declared `reduced` once a
-step by `share`, so that its sum runs on the shard, outside the scan over layers.
+the gradient hop by hop. What a matrix is not split over (replica) is declared `reduced` by `share`
+ahead of the scan over layers, so that its sum runs on the shard, outside that scan.
 """
 
 from collections.abc import Iterable, Mapping
@@ -47,7 +47,7 @@ def ruled_sharding(letters: str, shape: tuple[int, ...]) -> PartitionSpec | None
 
 
 def share(weight: jax.Array) -> jax.Array:
-    """Declare a weight equal over every axis that does not split it: once a step, before use."""
+    """Declare a weight equal over every axis that does not split it: ahead of its use."""
     mesh, spec = jax.sharding.get_abstract_mesh(), jax.typeof(weight).sharding.spec
     whole_over = set(mesh.axis_names) - {axis for axes in axes_of(weight) for axis in axes}
     return reshard(weight, PartitionSpec(*spec.partitions, reduced=frozenset(whole_over)))

@@ -30,17 +30,17 @@ def test_without_a_warm_up_the_first_step_has_the_peak(schedule):
 
 
 def test_the_fall_is_the_schedule_s_and_ends_at_its_fraction():
-    fall = np.arange(9) / 8
+    fall = np.arange(8) / 7
     config = {"peak_lr": 2.0, "warmup_steps": 2, "final_lr_fraction": 0.1}
     cosine = rates(OptimizerConfig(**config, schedule="cosine"), 10)
     linear = rates(OptimizerConfig(**config, schedule="linear"), 10)
     constant = rates(OptimizerConfig(**config, schedule="constant"), 10)
-    assert_close(cosine[2:11], 2 * (0.1 + 0.9 * (1 + np.cos(np.pi * fall)) / 2), "fp32")
-    assert_close(linear[2:11], 2 * (1 - 0.9 * fall), "fp32")
-    assert_close(constant[2:11], np.full(9, 2.0), "fp32")
+    assert_close(cosine[2:10], 2 * (0.1 + 0.9 * (1 + np.cos(np.pi * fall)) / 2), "fp32")
+    assert_close(linear[2:10], 2 * (1 - 0.9 * fall), "fp32")
+    assert_close(constant[2:10], np.full(8, 2.0), "fp32")
     # Beyond the end nothing falls further.
-    assert_close(cosine[11:], [0.2, 0.2], "fp32")
-    assert_close(linear[11:], [0.2, 0.2], "fp32")
+    assert_close(cosine[10:], [0.2] * 3, "fp32")
+    assert_close(linear[10:], [0.2] * 3, "fp32")
 
 
 @pytest.mark.parametrize(("warmup", "steps"), [(100, 3), (3, 3), (0, 1), (1, 1)])

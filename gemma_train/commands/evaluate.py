@@ -8,7 +8,7 @@ import jax
 from gemma_train.config import read_record
 from gemma_train.data.pipeline import unigram_entropy
 from gemma_train.errors import require
-from gemma_train.mesh import MeshConfig, make_mesh, start_runtime
+from gemma_train.mesh import MeshConfig, is_leader, make_mesh, start_runtime
 from gemma_train.training.checkpoint import Checkpoints
 from gemma_train.training.loop import held_out_loss
 
@@ -38,5 +38,6 @@ def run(arguments: EvaluateArguments) -> None:
     with jax.set_mesh(mesh), Checkpoints(config, beside_training=True) as checkpoints:
         step, model = checkpoints.latest_step, checkpoints.restore_model()
         found = held_out_loss(config, mesh, arguments.rows)(model)
-    print(f"{arguments.run} after {step:,} steps")
-    print(found.told(unigram_entropy(config.data, maximum_rows=arguments.rows)))
+    if is_leader():
+        print(f"{arguments.run} after {step:,} steps")
+        print(found.told(unigram_entropy(config.data, maximum_rows=arguments.rows)))

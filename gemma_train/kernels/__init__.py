@@ -1,1 +1,1 @@
-"""Attention, the gated activation and the vocabulary loss: doors that choose a form by platform."""
+"""Attention, contraction and the vocabulary loss: one door each, several forms of one sum."""

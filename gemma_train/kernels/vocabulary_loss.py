@@ -97,11 +97,14 @@ def _on_one_shard(
         flat = jnp.pad(flat, ((0, fill), *((0, 0),) * (flat.ndim - 1)))
         return flat.reshape(-1, chunk, *flat.shape[1:])
 
+    # In bfloat16 a confident token's numerator and its target would round apart and not cancel.
+    apart = not rows and dtype == jnp.float32
+
     def body(carry, one):
         sums, gradient_dv = carry
         states_cd, targets_c, weights_c = (_gathered(x, rows) for x in one)
         chunk_sums, powers_cv, scale_c, pull_c = _chunk(
-            states_cd, table_vd, targets_c - first_row, weights_c, terms, rows
+            states_cd, table_vd, targets_c - first_row, weights_c, terms, rows, apart
         )
         sums = jax.tree.map(jnp.add, sums, chunk_sums)
         if not with_gradients:
@@ -123,20 +126,20 @@ def _on_one_shard(
     if found is None or gradient_dv is None:
         return sums, None
     gradient_td, gradient_vd = found[0].reshape(-1, width)[:tokens], gradient_dv.T
-    if not rows:
+    if apart:
         pull_t, targets_t = found[1].reshape(-1, 1)[:tokens], targets_bt.reshape(-1)
-        gradient_td -= (pull_t * table_vd[targets_t]).astype(dtype)
+        gradient_td -= pull_t * table_vd[targets_t]
         gradient_vd = gradient_vd.at[targets_t].add(-pull_t * states_btd.reshape(-1, width))
     gradient_vd = _reduced(gradient_vd, dtype, rows, columns)
     return sums, (gradient_td.reshape(states_btd.shape), gradient_vd)
 
 
-def _chunk(states_cd, table_vd, targets_c, weights_c, terms, rows):
+def _chunk(states_cd, table_vd, targets_c, weights_c, terms, rows, apart):
     """(sums, powers [c, v], scale [c], pull [c]): the gradient by the logits is powers * scale,
     less pull at the target.
 
-    A table whose rows are all here takes the pull apart, row by row, and `powers` is the softmax's
-    numerator as it comes: one pass over [c, v] less. A part of the table has it in `powers`.
+    With `apart` the pull is for the caller to take, row by row, and `powers` is the softmax's
+    numerator as it comes: one pass over [c, v] less. Otherwise `powers` is the whole gradient.
     `targets_c` counts from this device's first row: a target elsewhere is out of range.
     """
     logits_cv = jnp.einsum("cd,vd->cv", states_cd, table_vd, preferred_element_type=jnp.float32)
@@ -147,6 +150,7 @@ def _chunk(states_cd, table_vd, targets_c, weights_c, terms, rows):
     peak_c = jnp.max(logits_cv, axis=1)
     if rows:
         peak_c = jax.lax.pmax(peak_c, tuple(rows))
+    if not apart:
         is_target_cv = jax.lax.broadcasted_iota(jnp.int32, logits_cv.shape, 1) == targets_c[:, None]
         target_c = jnp.sum(jnp.where(is_target_cv, logits_cv, 0.0), axis=1)
     else:
@@ -162,7 +166,7 @@ def _chunk(states_cd, table_vd, targets_c, weights_c, terms, rows):
     pull_c = weights_c
     if terms.soft_cap is not None:
         pull_c *= 1.0 - jnp.square(target_c / terms.soft_cap)
-    if rows:
+    if not apart:
         powers_cv = powers_cv * scale_c[:, None] - jnp.where(is_target_cv, weights_c[:, None], 0.0)
         scale_c = jnp.ones_like(scale_c)
     return (loss, cross_entropy), (powers_cv * slope_cv).astype(states_cd.dtype), scale_c, pull_c

@@ -81,8 +81,8 @@ class ComputeConfig:
     """How the model is computed: none of it changes what the model is."""
 
     dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of activations and gathered weights
-    attention: Literal["auto", "reference", "blocked"] = "auto"  # kernel; auto chooses by platform
-    remat: Literal["none", "full", "save_named"] = "full"  # what the backward pass recomputes
+    attention: Literal["auto", "reference"] = "auto"  # auto: local layers in O(t * window)
+    remat: Literal["none", "full", "save_named"] = "full"  # none keeps gathered weights as well
     saved: tuple[str, ...] = ("attention_output", "hidden")  # activations that save_named keeps
 
     def __post_init__(self) -> None:

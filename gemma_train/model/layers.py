@@ -4,6 +4,8 @@ Norms and rotations run in float32 and are cast back; matmuls run in the compute
 Sources: the Gemma reports; flax code of google-deepmind/gemma for placement and scaling.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -74,8 +76,32 @@ class Embedding(nnx.Module):
         spec_bt = PartitionSpec(*(_without(ACTIVATIONS[letter], columns) for letter in "bt"))
         spec_btd = PartitionSpec(*spec_bt, tuple(columns) or None)
         rows_vd = gather(shared_vd, dtype, keep=1)
-        x_btd = rows_vd.at[reshard(tokens_bt, spec_bt)].get(out_sharding=spec_btd, mode="clip")
+        x_btd = _look_up(rows_vd, reshard(tokens_bt, spec_bt), spec_btd)
         return reshard(x_btd, activation("btd")) * jnp.asarray(shared_vd.shape[1] ** 0.5, dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _look_up(rows_vd: jax.Array, tokens_bt: jax.Array, spec_btd: PartitionSpec) -> jax.Array:
+    """The row of each token. The gradient of a row is summed over its tokens in float32: in
+    bfloat16 the sum of a frequent token stops growing after a few hundred."""
+    return rows_vd.at[tokens_bt].get(out_sharding=spec_btd, mode="clip")
+
+
+def _look_up_forward(rows_vd, tokens_bt, spec_btd):
+    return _look_up(rows_vd, tokens_bt, spec_btd), (rows_vd, tokens_bt)
+
+
+def _look_up_backward(spec_btd, kept, gradient_btd):
+    rows_vd, tokens_bt = kept
+    wide_vd = rows_vd.astype(jnp.float32)  # its shape and split alone are used
+    _, transpose = jax.vjp(
+        lambda rows_vd: rows_vd.at[tokens_bt].get(out_sharding=spec_btd, mode="clip"), wide_vd
+    )
+    (gradient_vd,) = transpose(gradient_btd.astype(jnp.float32))
+    return gradient_vd.astype(rows_vd.dtype), None
+
+
+_look_up.defvjp(_look_up_forward, _look_up_backward)
 
 
 def _without(axes: tuple[str, ...], removed: list[str]) -> tuple[str, ...] | None:

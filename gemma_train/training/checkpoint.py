@@ -94,13 +94,16 @@ class Checkpoints:
             line = str(error).splitlines()[0]
             raise UserError(
                 f"checkpoint {self._folder / str(step)} cannot be read: {line}; "
-                "remove that folder to go on from the one before"
+                "if it is damaged, move that folder away to go on from the one before"
             ) from error
         return found, metadata
 
     def close(self) -> None:
-        self.wait()
-        self._checkpointer.close()
+        """Finish the save under way and let go."""
+        try:
+            self.wait()
+        finally:
+            self._checkpointer.close()
 
     def __enter__(self) -> Self:
         return self

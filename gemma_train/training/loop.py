@@ -40,8 +40,8 @@ def train(config: RunConfig) -> Outcome:
     mesh = make_mesh(config.mesh)
     for folder in (*(source.path for source in config.data.train), *config.data.held_out):
         check_vocabulary(folder, config.model.vocabulary)
-    claim(config)
     with jax.set_mesh(mesh), Checkpoints(config) as checkpoints:
+        claim(config, begun=checkpoints.latest_step is not None)
         state, next_row = checkpoints.restore() or (initial_state(config), 0)
         return _loop(config, mesh, checkpoints, state, next_row)
 
@@ -54,25 +54,27 @@ def _loop(
     step, evaluate = make_step(config), held_out_loss(config, mesh, config.evaluation.rows)
     stream = batches(config.data, start_row=next_row, batch_indices=needed_rows(mesh, rows))
     with stream, StopRequest() as stop, _observer(config, mesh, number) as observer:
-        while number < config.steps and not stop.requested:
+        stopping = False
+        while number < config.steps and not stopping:
             with observer.clock.waiting_for_data():
                 batch = next(stream)
             state, scalars = step(state, place(batch, mesh, rows))
             number, next_row = number + 1, next_row + rows
             observer.step(number, scalars)
+            stopping = stop.agreed(number)
             last = number == config.steps
-            saves = last or stop.requested or number % config.checkpoint_every_steps == 0
-            evaluates = config.data.held_out and (
-                last or number % config.evaluation.every_steps == 0
-            )
+            saves = last or stopping or number % config.checkpoint_every_steps == 0
+            evaluates = not last and number % config.evaluation.every_steps == 0
             if saves or evaluates:
                 observer.flush()
                 with observer.clock.paused():
-                    if evaluates:
-                        held_out = evaluate(state.model)
-                        observer.evaluation(number, {"loss": held_out.loss})
                     if saves:
                         checkpoints.save(number, state, next_row)
+                    if evaluates and config.data.held_out:
+                        observer.evaluation(number, {"loss": evaluate(state.model).loss})
+        if number == config.steps and config.data.held_out:
+            held_out = evaluate(state.model)
+            observer.evaluation(number, {"loss": held_out.loss})
         checkpoints.wait()
         if number < config.steps:
             observer.say(f"stopped after step {number:,}, saved: the same command goes on from it")
@@ -83,7 +85,8 @@ def held_out_loss(
     config: RunConfig, mesh: Mesh, maximum_rows: int | None
 ) -> Callable[[Gemma], HeldOutLoss]:
     """A function that gives a model's loss on held-out rows (all if None), compiled once."""
-    rows, mean_loss = config.data.batch_rows, make_evaluation(config.loss)
+    rows = config.data.batch_rows // config.accumulation
+    mean_loss = make_evaluation(config.loss)
     indices = needed_rows(mesh, rows)
 
     def evaluate(model: Gemma) -> HeldOutLoss:

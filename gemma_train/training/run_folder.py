@@ -11,10 +11,10 @@ from gemma_train.mesh import is_leader
 SUMMARY = "summary.json"
 
 
-def claim(config: RunConfig) -> None:
-    """Write the run's record, or find the same run's there. Raises `UserError` for another's."""
+def claim(config: RunConfig, *, begun: bool) -> None:
+    """Write the run's record. Raises `UserError` where another run has `begun` (saved) there."""
     folder = storage.path(config.folder)
-    if (folder / RECORD).exists():
+    if begun:
         found = differences(read_record(config.folder), config)
         if found:
             shown = "; ".join(found[:3]) + ("; ..." if len(found) > 3 else "")

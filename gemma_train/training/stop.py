@@ -1,20 +1,32 @@
-"""Ctrl-C and SIGTERM as a request: the loop saves and ends; a second Ctrl-C ends at once."""
+"""Ctrl-C and SIGTERM as a request: the loop saves and ends; a second Ctrl-C ends at once.
+
+Many processes end at one step: jax's coordination service takes the SIGTERM that any of them gets.
+"""
 
 import signal
 from types import FrameType, TracebackType
 from typing import Self
 
+import jax
+from jax.experimental import multihost_utils
+
 
 class StopRequest:
-    """While entered, SIGINT and SIGTERM set `requested` instead of killing the process."""
-
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    """While entered, SIGINT and SIGTERM ask for an end instead of killing the process."""
 
     def __init__(self) -> None:
-        self.requested = False
+        self._requested = False
+        self._alone = jax.process_count() == 1
+
+    def agreed(self, step: int) -> bool:
+        """Whether all processes end after `step`; each calls it after every step."""
+        if self._alone:
+            return self._requested
+        return multihost_utils.reached_preemption_sync_point(step)
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._ask) for number in self.SIGNALS}
+        numbers = (signal.SIGINT, signal.SIGTERM) if self._alone else ()
+        self._before = {number: signal.signal(number, self._ask) for number in numbers}
         return self
 
     def __exit__(
@@ -27,6 +39,6 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        if self._requested:
             raise KeyboardInterrupt
-        self.requested = True
+        self._requested = True

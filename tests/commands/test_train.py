@@ -26,17 +26,23 @@ def saved_arrays(folder: Path, step: int) -> dict[str, np.ndarray]:
     return {path: np.asarray(leaf) for path, leaf in found.items()}
 
 
+def wait_for_step(folder: Path, step: int, process: subprocess.Popen) -> bool:
+    """Whether the run recorded so many lines before it ended."""
+    metrics, deadline = folder / "metrics.jsonl", time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if metrics.exists() and metrics.read_bytes().count(b"\n") >= step:
+            return True
+        time.sleep(0.002)
+    return False
+
+
 def kill_at(config: str, folder: Path, step: int, how: signal.Signals) -> tuple[int, str]:
     """Start a run and send it `how` as soon as it has recorded `step`; its exit code and words."""
     process = subprocess.Popen(
         command("train", config), env=environment(), stdout=subprocess.PIPE, text=True
     )
-    metrics, deadline = folder / "metrics.jsonl", time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        if metrics.exists() and metrics.read_bytes().count(b"\n") >= step:
-            process.send_signal(how)
-            break
-        time.sleep(0.002)
+    if wait_for_step(folder, step, process):
+        process.send_signal(how)
     words, _ = process.communicate(timeout=120)
     return process.returncode, words
 
@@ -135,3 +141,30 @@ def test_two_processes_train_as_one(tmp_path, write_config, finished_run):
     assert [process.returncode for process in processes] == [0, 0], told
     for number, line in steps_of(whole).items():
         assert steps_of(folder)[number]["loss"] == pytest.approx(line["loss"], abs=1e-4)
+
+
+def test_a_sigterm_to_one_of_two_processes_saves_both_at_one_step(tmp_path, write_config):
+    folder = tmp_path / "preempted"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    config = write_config(folder, steps=5000)
+    words = ("--mesh.data", "2", "--mesh.runtime", "many_processes")
+    joined = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    processes = [
+        subprocess.Popen(
+            command("train", config, *words, "--checkpoint-every-steps", "100000"),
+            env={**environment(1), **joined, "JAX_PROCESS_ID": str(number)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in (0, 1)
+    ]
+    wait_for_step(folder, 3, processes[0])
+    processes[1].send_signal(signal.SIGTERM)
+    told = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], told
+    assert "saved" in told[0]
+    assert max(steps_of(folder)) == max(
+        int(path.name) for path in (folder / "checkpoints").iterdir()
+    )

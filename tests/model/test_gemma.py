@@ -347,3 +347,21 @@ def test_weights_start_with_the_variance_of_their_fan_in(mesh_of):
         else:
             expected = fan_in.get(name, 64) ** -0.5
             assert np.std(leaf) == pytest.approx(expected, rel=0.08), path
+
+
+def test_the_gradient_of_a_frequent_token_keeps_growing_in_bfloat16(mesh_of):
+    """4,096 times the same token: a bfloat16 sum stops at 256 times one of them."""
+    from gemma_train.axes import activation
+    from gemma_train.model.layers import Embedding
+    from gemma_train.model.weight import Declaration
+
+    with mesh_of():
+        embedding = Embedding(Declaration({"v": 8, "d": 4}, nnx.Rngs(0)))
+        tokens_bt = jax.device_put(
+            np.full((8, 512), 3, np.int32),
+            jax.sharding.NamedSharding(jax.sharding.get_mesh(), activation("bt")),
+        )
+        gradient = jax.jit(
+            jax.grad(lambda layer: jnp.sum(layer(tokens_bt, "bfloat16").astype(jnp.float32)))
+        )(embedding)
+    np.testing.assert_allclose(np.asarray(gradient.table[...])[3], 4096 * 2.0, rtol=1e-2)

@@ -1,0 +1,66 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gemma_train import config as configs
+from gemma_train.config import OptimizerConfig, differences, load, read_record, record
+from gemma_train.model import sizes
+from gemma_train.zero3 import split
+
+FILES = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+NAMES = vars(configs)
+
+
+def test_there_is_a_config_for_the_quickstart_and_for_each_published_size():
+    published = {name.lower() for name in dir(sizes) if name.startswith("GEMMA")}
+    assert {file.stem for file in FILES} == {"quickstart", *published}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_config_is_restored_from_its_repr_and_from_its_record(file, tmp_path):
+    config = load(str(file))
+    assert eval(repr(config), NAMES) == config
+    (tmp_path / "config.py").write_text(record(config))
+    assert read_record(str(tmp_path)) == config
+    assert load(str(tmp_path / "config.py")) == config
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_config_trains_the_size_it_is_named_after_on_a_mesh_that_splits_it(file):
+    config = load(str(file))
+    if file.stem == "quickstart":
+        return
+    assert config.model == getattr(sizes, file.stem.upper())
+    axes = config.mesh.axis_sizes
+    spec = split("vd", (config.model.vocabulary, config.model.width), axes)
+    used = {axis for part in spec for axis in (part if isinstance(part, tuple) else [part]) if axis}
+    assert used == {axis for axis in axes if axis != "replica" and axes[axis] > 1}
+
+
+@pytest.mark.parametrize(
+    ("stem", "replica", "data", "seq", "tokens"),
+    [
+        ("gemma3_1b", 2, 16, 16, 2e12),
+        ("gemma3_4b", 8, 16, 16, 4e12),
+        ("gemma3_12b", 24, 16, 16, 12e12),
+        ("gemma3_27b", 32, 24, 8, 14e12),
+    ],
+)
+def test_gemma_3_has_the_mesh_and_the_tokens_of_its_report(stem, replica, data, seq, tokens):
+    config = load(next(str(file) for file in FILES if file.stem == stem))
+    assert (config.mesh.replica, config.mesh.data, config.mesh.seq) == (replica, data, seq)
+    assert config.data.sequence_length == 32_768
+    assert config.steps * config.step_tokens == pytest.approx(tokens, rel=1e-5)
+
+
+def test_differences_name_the_field_and_leave_out_what_does_not_change_learning():
+    config = load(str(FILES[-1]))
+    other = replace(
+        config,
+        optimizer=OptimizerConfig(peak_lr=1.0, warmup_steps=50, final_lr_fraction=0.05),
+        data=replace(config.data, read_threads=7),
+        compute=replace(config.compute, remat="full"),
+        folder="elsewhere",
+    )
+    assert differences(config, other) == ["optimizer.peak_lr was 0.008, is 1.0"]
