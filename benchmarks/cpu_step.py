@@ -29,7 +29,7 @@ from gemma_train.config import (
 )
 from gemma_train.data.example import Batch
 from gemma_train.mesh import make_mesh, start_runtime
-from gemma_train.training.placement import place
+from gemma_train.placement import place
 from gemma_train.training.state import initial_state
 from gemma_train.training.step import make_step
 

@@ -14,14 +14,13 @@ from gemma_train import storage
 from gemma_train.data.pipeline import DataConfig, TokenSource
 from gemma_train.definition import load_definition
 from gemma_train.errors import UserError, require
-from gemma_train.evaluation.perplexity import EvaluationConfig
+from gemma_train.evaluation.held_out import EvaluationConfig
 from gemma_train.losses.next_token import NextToken
 from gemma_train.mesh import MeshConfig
 from gemma_train.model.config import ComputeConfig, GemmaConfig
 from gemma_train.model.sizes import GEMMA3_1B
 from gemma_train.optimizer import OptimizerConfig
-
-RECORD = "config.py"
+from gemma_train.run_files import RECORD
 
 
 @dataclass(frozen=True, kw_only=True)

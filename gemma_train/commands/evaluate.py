@@ -8,9 +8,9 @@ import jax
 from gemma_train.config import read_record
 from gemma_train.data.pipeline import unigram_entropy
 from gemma_train.errors import require
+from gemma_train.evaluation.held_out import make_held_out_loss
 from gemma_train.mesh import MeshConfig, is_leader, make_mesh, start_runtime
 from gemma_train.training.checkpoint import Checkpoints
-from gemma_train.training.loop import held_out_loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,14 @@ def run(arguments: EvaluateArguments) -> None:
     mesh = make_mesh(config.mesh, jax.devices()[: config.mesh.devices])
     with jax.set_mesh(mesh), Checkpoints(config, beside_training=True) as checkpoints:
         step, model = checkpoints.latest_step, checkpoints.restore_model()
-        found = held_out_loss(config, mesh, arguments.rows)(model)
+        evaluate = make_held_out_loss(
+            config.data,
+            config.loss,
+            mesh,
+            batch_rows=config.data.batch_rows // config.accumulation,
+            maximum_rows=arguments.rows,
+        )
+        found = evaluate(model)
     if is_leader():
         print(f"{arguments.run} after {step:,} steps")
         print(found.told(unigram_entropy(config.data, maximum_rows=arguments.rows)))

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from gemma_train import storage
 from gemma_train.metrics import report
+from gemma_train.run_files import REPORT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +18,7 @@ class ReportArguments:
 def run(arguments: ReportArguments) -> None:
     """Write the page and say where it is."""
     folder = storage.existing(arguments.run, "run folder")
-    output = storage.path(arguments.output) if arguments.output else folder / "report.html"
+    output = storage.path(arguments.output) if arguments.output else folder / REPORT
     storage.existing(str(output.parent), "folder of the page")
     storage.write_whole(output, report.page(folder))
     print(f"wrote {output}")

@@ -9,11 +9,11 @@ import jax
 from gemma_train import storage
 from gemma_train.config import read_record
 from gemma_train.mesh import MeshConfig, make_mesh
+from gemma_train.run_files import SAMPLE
 from gemma_train.sampling import SamplingConfig, stream
 from gemma_train.tokenizer.tokenizer import Tokenizer
 from gemma_train.training.checkpoint import Checkpoints
 
-FILE = "sample.txt"  # the report shows it
 BETWEEN = "\n---\n"
 
 
@@ -56,7 +56,7 @@ def run(arguments: SampleArguments) -> None:
             sys.stdout.flush()
             written.append(piece)
     if arguments.save:
-        target = storage.path(arguments.run) / FILE
+        target = storage.path(arguments.run) / SAMPLE
         storage.write_whole(target, "".join(written))
         print(f"\nwrote {target}")
 

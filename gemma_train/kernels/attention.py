@@ -7,7 +7,7 @@ import jax
 
 from gemma_train.axes import activation
 from gemma_train.errors import require
-from gemma_train.kernels import attention_blocked, attention_xla
+from gemma_train.kernels import attention_blocked, attention_reference
 from gemma_train.kernels.attention_mask import AttentionMask
 
 Implementation = Literal["auto", "reference", "blocked"]
@@ -61,7 +61,7 @@ def _on_one_shard(
         window=mask.window,
     )
     if implementation == "reference":
-        return attention_xla.attend(query_btnh, key_bskh, value_bskh, mask, soft_cap)
+        return attention_reference.attend(query_btnh, key_bskh, value_bskh, mask, soft_cap)
     first_query = jax.lax.axis_index("seq") * length if key_bskh.shape[1] != length else 0
     return attention_blocked.attend(query_btnh, key_bskh, value_bskh, mask, soft_cap, first_query)
 

@@ -7,7 +7,7 @@ of the one before it, so 2 * window scores a query are computed instead of t.
 import jax
 import jax.numpy as jnp
 
-from gemma_train.kernels import attention_xla
+from gemma_train.kernels import attention_reference
 from gemma_train.kernels.attention_mask import AttentionMask, allowed
 
 # The segment of keys that pad a row: no query has it.
@@ -52,7 +52,7 @@ def attend(
         keys(mask.key_segments_bs, NOWHERE),
         window,
     )
-    output_btnh = attention_xla.attend_seen(
+    output_btnh = attention_reference.attend_seen(
         queries(query_btnh), keys(key_bskh), keys(value_bskh), seen_bts, soft_cap
     )
     return output_btnh.reshape(batch, blocks * window, *query_btnh.shape[2:])[:, :length]

@@ -15,9 +15,8 @@ from etils import epath
 
 from gemma_train import storage
 from gemma_train.errors import UserError
+from gemma_train.run_files import METRICS, TENSORBOARD
 
-FILE = "metrics.jsonl"
-TENSORBOARD_FOLDER = "tensorboard"
 # Object stores cannot append: there the file is rewritten whole, at most this often.
 REWRITE_SECONDS = 60.0
 # What every line has, and of which type.
@@ -38,12 +37,10 @@ class Recorder:
         run = storage.path(str(folder))
         run.mkdir(parents=True, exist_ok=True)
         self._pending: dict[str, Any] = {}
-        self._file = _open(run / FILE, _cut(run / FILE, start_step))
+        self._file = _open(run / METRICS, _cut(run / METRICS, start_step))
         # TensorBoard hides steps >= purge_step, and keeps the event files of earlier lives.
         purge_step = start_step + 1 if start_step else 0
-        self._board = (
-            _open_tensorboard(run / TENSORBOARD_FOLDER, purge_step) if tensorboard else None
-        )
+        self._board = _open_tensorboard(run / TENSORBOARD, purge_step) if tensorboard else None
 
     def record(self, step: int, scalars: Mapping[str, Any], kind: Kind = "train") -> dict[str, Any]:
         """Keep the scalars of `step` pending and write those of the previous call.
@@ -107,9 +104,9 @@ def read(folder: str | epath.Path) -> list[dict[str, Any]]:
     A half-written last line (kill -9) is dropped. Raises `UserError` if the file is missing, or
     naming file and line for anything else that is not a record.
     """
-    file = storage.path(str(folder)) / FILE
+    file = storage.path(str(folder)) / METRICS
     if not file.exists():
-        raise UserError(f"{folder} holds no {FILE}: name the folder of a run that has started")
+        raise UserError(f"{folder} holds no {METRICS}: name the folder of a run that has started")
     *whole, rest = file.read_bytes().split(b"\n")
     lines = [_decode(line, f"{file} line {number}") for number, line in enumerate(whole, 1)]
     try:

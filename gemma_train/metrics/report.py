@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from gemma_train import run_files
 from gemma_train.errors import UserError, require
 from gemma_train.metrics import recorder
 from gemma_train.metrics.curves import Curve, Series, draw
@@ -31,9 +32,9 @@ def page(run: epath.Path) -> str:
     lines = recorder.read(run)
     require(
         any(line["kind"] == "train" for line in lines),
-        f"{run / recorder.FILE} holds no training step yet: report it after its first steps",
+        f"{run / run_files.METRICS} holds no training step yet: report it after its first steps",
     )
-    summary = _summary(run / "summary.json")
+    summary = _summary(run / run_files.SUMMARY)
     templates = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=templates, autoescape=True, trim_blocks=True)
     return environment.get_template(TEMPLATE).render(
@@ -43,8 +44,8 @@ def page(run: epath.Path) -> str:
         loss=_loss(lines, summary),
         plots=_plots(lines),
         summary=[(name.replace("_", " "), _exact(value)) for name, value in summary.items()],
-        sample=_text(run / "sample.txt"),
-        config=_text(run / "config.py"),
+        sample=_text(run / run_files.SAMPLE),
+        config=_text(run / run_files.RECORD),
     )
 
 

@@ -1,5 +1,6 @@
 """What tells one Gemma from another (GemmaConfig), and how one is computed (ComputeConfig)."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -51,6 +52,20 @@ class GemmaConfig:
             "local" not in self.pattern or (self.window or 0) >= 1,
             f"model.window is {self.window}: local layers need a window of at least 1 token",
         )
+
+        for name in (
+            "query_scale",
+            "attention_soft_cap",
+            "final_soft_cap",
+            "local_rope_base",
+            "global_rope_base",
+            "global_rope_factor",
+        ):
+            value = getattr(self, name)
+            require(
+                value is None or 0 < value < math.inf,
+                f"model.{name} is {value}: it must be a finite number above 0",
+            )
 
     @property
     def kinds(self) -> tuple[Kind, ...]:

@@ -2,7 +2,7 @@
 
 from gemma_train.config import RunConfig
 from gemma_train.data.pipeline import DataConfig, TokenSource
-from gemma_train.evaluation.perplexity import EvaluationConfig
+from gemma_train.evaluation.held_out import EvaluationConfig
 from gemma_train.losses.next_token import NextToken
 from gemma_train.mesh import MeshConfig
 from gemma_train.model.config import GemmaConfig

@@ -10,9 +10,9 @@ from gemma_train import storage
 from gemma_train.config import RunConfig, record
 from gemma_train.errors import UserError, require
 from gemma_train.model import Gemma
+from gemma_train.run_files import CHECKPOINTS
 from gemma_train.training.state import TrainState, abstract_state, by_path, from_paths
 
-FOLDER = "checkpoints"
 STATE = "state"
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # what orbax logs it also raises
@@ -27,7 +27,7 @@ class Checkpoints:
 
     def __init__(self, config: RunConfig, *, beside_training: bool = False):
         self._config = config
-        self._folder = storage.path(config.folder).absolute() / FOLDER
+        self._folder = storage.path(config.folder).absolute() / CHECKPOINTS
         self._checkpointer = ocp.training.Checkpointer(
             self._folder,
             preservation_policy=ocp.training.preservation_policies.LatestN(config.checkpoints_kept),

@@ -1,23 +1,21 @@
 """The loop: restore or start, then step, record, evaluate and save until the last step."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
 from jax.sharding import Mesh
 
 from gemma_train.config import RunConfig
-from gemma_train.data.pipeline import batches, held_out_batches
+from gemma_train.data.pipeline import batches
 from gemma_train.data.shards import check_vocabulary
-from gemma_train.evaluation.perplexity import HeldOutLoss, make_evaluation
+from gemma_train.evaluation.held_out import HeldOutLoss, make_held_out_loss
 from gemma_train.mesh import is_leader, make_mesh
 from gemma_train.metrics.observer import Observer
 from gemma_train.metrics.peak import peak_flops
-from gemma_train.model import Gemma
 from gemma_train.model.flops import training_flops_per_token
+from gemma_train.placement import needed_rows, place
 from gemma_train.training.checkpoint import Checkpoints
-from gemma_train.training.placement import needed_rows, place
-from gemma_train.training.run_folder import claim
+from gemma_train.training.claim import claim
 from gemma_train.training.state import TrainState, initial_state
 from gemma_train.training.step import make_step
 from gemma_train.training.stop import StopRequest
@@ -51,7 +49,14 @@ def _loop(
 ) -> Outcome:
     """Steps until the last; reading, recording and saving overlap with the device's work."""
     rows, number, held_out = config.data.batch_rows, int(state.step), None
-    step, evaluate = make_step(config), held_out_loss(config, mesh, config.evaluation.rows)
+    step = make_step(config)
+    evaluate = make_held_out_loss(
+        config.data,
+        config.loss,
+        mesh,
+        batch_rows=rows // config.accumulation,
+        maximum_rows=config.evaluation.rows,
+    )
     stream = batches(config.data, start_row=next_row, batch_indices=needed_rows(mesh, rows))
     with stream, StopRequest() as stop, _observer(config, mesh, number) as observer:
         stopping = False
@@ -79,26 +84,6 @@ def _loop(
         if number < config.steps:
             observer.say(f"stopped after step {number:,}, saved: the same command goes on from it")
     return Outcome(state=state, step=number, held_out=held_out)
-
-
-def held_out_loss(
-    config: RunConfig, mesh: Mesh, maximum_rows: int | None
-) -> Callable[[Gemma], HeldOutLoss]:
-    """A function that gives a model's loss on held-out rows (all if None), compiled once."""
-    rows = config.data.batch_rows // config.accumulation
-    mean_loss = make_evaluation(config.loss)
-    indices = needed_rows(mesh, rows)
-
-    def evaluate(model: Gemma) -> HeldOutLoss:
-        with held_out_batches(
-            config.data,
-            batch_rows=rows,
-            maximum_rows=maximum_rows,
-            batch_indices=indices,
-        ) as stream:
-            return mean_loss(model, (place(batch, mesh, rows) for batch in stream))
-
-    return evaluate
 
 
 def _observer(config: RunConfig, mesh: Mesh, first: int) -> Observer:

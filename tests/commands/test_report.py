@@ -9,7 +9,8 @@ import pytest
 
 from gemma_train.commands.report import ReportArguments, run
 from gemma_train.errors import UserError
-from gemma_train.metrics.recorder import FILE, Recorder
+from gemma_train.metrics.recorder import Recorder
+from gemma_train.run_files import METRICS
 
 
 class References(HTMLParser):
@@ -90,7 +91,7 @@ def test_metrics_alone_make_a_page(folder):
 
 
 def test_a_run_that_is_killed_may_be_reported_with_its_half_line(folder):
-    with (folder / FILE).open("a") as stream:
+    with (folder / METRICS).open("a") as stream:
         stream.write('{"step": 11, "lo')
     assert "10 steps" in report(folder)
 
@@ -104,7 +105,7 @@ def test_values_that_are_not_finite_are_counted_beside_the_curve(folder):
 def test_a_long_run_makes_a_page_of_less_than_a_megabyte(folder):
     line = '{{"step": {0}, "time": 18{0:08}.0, "kind": "train", "loss": {1}}}\n'
     lines = (line.format(step, 3 + step % 7 / 10) for step in range(1, 30_001))
-    (folder / FILE).write_text("".join(lines))
+    (folder / METRICS).write_text("".join(lines))
     assert len(report(folder)) < 1_000_000
 
 

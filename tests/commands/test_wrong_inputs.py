@@ -170,7 +170,7 @@ def test_no_space_left(config, tmp_path, capsys, monkeypatch):
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "run"))
 
-    monkeypatch.setattr("gemma_train.training.run_folder.storage.write_whole", full)
+    monkeypatch.setattr("gemma_train.training.claim.storage.write_whole", full)
     assert command_line.run(["train", config]) == 2
     told = capsys.readouterr().err.strip()
     assert "no space left on the device" in told

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import pytest
 
 from gemma_train.errors import UserError
-from gemma_train.metrics.recorder import FILE, TENSORBOARD_FOLDER, Recorder, read
+from gemma_train.metrics.recorder import Recorder, read
+from gemma_train.run_files import METRICS, TENSORBOARD
 
 LINE = '{"step": 1, "time": 1800000000.5, "kind": "train"}'
 
@@ -61,7 +62,7 @@ def test_flush_writes_what_is_pending_once(tmp_path):
 def test_a_line_is_a_flat_object_with_step_time_and_kind(tmp_path):
     with Recorder(tmp_path, 0, tensorboard=False) as recorder:
         recorder.record(7, {"tokens": 1024, "event": "resumed"}, kind="event")
-    (line,) = [json.loads(line) for line in (tmp_path / FILE).read_text().splitlines()]
+    (line,) = [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()]
     assert line.pop("time") > 1.7e9
     assert line == {"step": 7, "kind": "event", "tokens": 1024, "event": "resumed"}
 
@@ -73,7 +74,7 @@ def test_values_that_are_not_finite_survive_as_strict_json(tmp_path):
     def refuse(name):
         raise AssertionError(f"{name} is not JSON")
 
-    raw = json.loads((tmp_path / FILE).read_text(), parse_constant=refuse)
+    raw = json.loads((tmp_path / METRICS).read_text(), parse_constant=refuse)
     assert (raw["a"], raw["b"], raw["c"]) == ("nan", "inf", "-inf")
     (line,) = read(tmp_path)
     assert math.isnan(line["a"]) and (line["b"], line["c"]) == (math.inf, -math.inf)
@@ -93,7 +94,7 @@ def test_a_run_that_begins_again_at_step_zero_begins_an_empty_file(tmp_path):
 
 def test_resume_mends_a_half_written_last_line(tmp_path):
     write_steps(tmp_path, range(1, 4))
-    with (tmp_path / FILE).open("a") as stream:
+    with (tmp_path / METRICS).open("a") as stream:
         stream.write('{"step": 4, "ti')
     assert [line["step"] for line in read(tmp_path)] == [1, 2, 3]
     write_steps(tmp_path, [4], start_step=3)
@@ -101,14 +102,14 @@ def test_resume_mends_a_half_written_last_line(tmp_path):
 
 
 def test_a_last_line_that_lost_only_its_line_end_is_kept(tmp_path):
-    (tmp_path / FILE).write_text(f"{LINE}\n{LINE}")
+    (tmp_path / METRICS).write_text(f"{LINE}\n{LINE}")
     assert [line["step"] for line in read(tmp_path)] == [1, 1]
 
 
 @pytest.mark.parametrize("garbage", ["{", "[1]", '{"loss": 1}', "", "\0\0"])
 def test_garbage_in_the_middle_is_named_by_file_and_line(tmp_path, garbage):
-    (tmp_path / FILE).write_text(f"{LINE}\n{garbage}\n{LINE}\n")
-    with pytest.raises(UserError, match=f"{FILE} line 2 is not a record"):
+    (tmp_path / METRICS).write_text(f"{LINE}\n{garbage}\n{LINE}\n")
+    with pytest.raises(UserError, match=f"{METRICS} line 2 is not a record"):
         read(tmp_path)
 
 
@@ -135,7 +136,7 @@ def test_tensorboard_gets_the_numbers_and_hides_the_steps_that_were_cut(tmp_path
     with Recorder(tmp_path, 4, tensorboard=True) as recorder:
         recorder.record(5, {"loss": 1.5, "note": "text"})
         recorder.record(5, {"loss": 1.25}, kind="evaluation")
-    (file,) = (tmp_path / TENSORBOARD_FOLDER).iterdir()
+    (file,) = (tmp_path / TENSORBOARD).iterdir()
     data, events = file.read_bytes(), []
     while data:  # TFRecord: length in 8 bytes, its checksum in 4, the record, its checksum in 4
         length = int.from_bytes(data[:8], "little")

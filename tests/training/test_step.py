@@ -14,7 +14,7 @@ from jax import monitoring
 
 from gemma_train.losses.next_token import next_token_loss
 from gemma_train.optimizer import learning_rate
-from gemma_train.training.placement import place
+from gemma_train.placement import place
 from gemma_train.training.state import by_path, from_paths, initial_state
 from gemma_train.training.step import make_step
 from gemma_train.zero3 import split

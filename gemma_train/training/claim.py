@@ -4,11 +4,10 @@ import json
 from typing import Any
 
 from gemma_train import storage
-from gemma_train.config import RECORD, RunConfig, differences, read_record, record
+from gemma_train.config import RunConfig, differences, read_record, record
 from gemma_train.errors import UserError
 from gemma_train.mesh import is_leader
-
-SUMMARY = "summary.json"
+from gemma_train.run_files import RECORD, SUMMARY
 
 
 def claim(config: RunConfig, *, begun: bool) -> None:

@@ -21,7 +21,7 @@ def main(address: str, number: int) -> None:
     import jax
 
     from gemma_train.mesh import MeshConfig, make_mesh, start_runtime
-    from gemma_train.training.placement import needed_rows, place
+    from gemma_train.placement import needed_rows, place
 
     jax.distributed.initialize(address, num_processes=2, process_id=number)
     start_runtime(MeshConfig(runtime="many_processes"))  # finds the runtime started already

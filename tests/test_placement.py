@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from gemma_train.data.example import Batch
-from gemma_train.training.placement import needed_rows, place
-from tests.training.two_processes import numbered
+from gemma_train.placement import needed_rows, place
+from tests.two_processes import numbered
 
 ROOT = Path(__file__).parents[2]
 MESHES = [(1, 1, 1), (2, 2, 2), (1, 4, 2), (1, 2, 4), (1, 8, 1), (8, 1, 1)]
@@ -45,7 +45,7 @@ def test_two_processes_place_their_own_rows_only():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    command = [sys.executable, "-m", "tests.training.two_processes", address]
+    command = [sys.executable, "-m", "tests.two_processes", address]
     processes = [
         subprocess.Popen(
             [*command, str(number)],

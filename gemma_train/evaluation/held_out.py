@@ -1,15 +1,18 @@
 """The mean loss of held-out tokens, in nats."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from gemma_train.data.example import Batch
+from gemma_train.data.pipeline import DataConfig, held_out_batches
 from gemma_train.errors import require
 from gemma_train.losses.next_token import NextToken, next_token_loss
 from gemma_train.model import Gemma
+from gemma_train.placement import needed_rows, place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,19 +46,27 @@ class HeldOutLoss:
         )
 
 
-def make_evaluation(
-    loss: NextToken,
-) -> Callable[[Gemma, Iterable[Batch]], HeldOutLoss]:
-    """A function that gives a model's mean cross-entropy over batches placed on the mesh."""
+def make_held_out_loss(
+    data: DataConfig, loss: NextToken, mesh: Mesh, *, batch_rows: int, maximum_rows: int | None
+) -> Callable[[Gemma], HeldOutLoss]:
+    """A function that gives a model's loss on held-out rows (all if None), compiled once.
+
+    `batch_rows` rows are computed at a time, over all devices of the mesh in force.
+    """
+    indices = needed_rows(mesh, batch_rows)
 
     @jax.jit
     def sums(model: Gemma, batch: Batch) -> tuple[jax.Array, jax.Array]:
         _, cross_entropy = next_token_loss(model, batch, jnp.float32(1.0), loss)
         return cross_entropy, jnp.sum(batch.weights_bt)
 
-    def evaluate(model: Gemma, batches: Iterable[Batch]) -> HeldOutLoss:
-        found = [sums(model, batch) for batch in batches]
+    def held_out_loss(model: Gemma) -> HeldOutLoss:
+        rows = held_out_batches(
+            data, batch_rows=batch_rows, maximum_rows=maximum_rows, batch_indices=indices
+        )
+        with rows as batches:
+            found = [sums(model, place(batch, mesh, batch_rows)) for batch in batches]
         nats, tokens = (sum(float(one[i]) for one in found) for i in (0, 1))
         return HeldOutLoss(loss=nats / max(tokens, 1.0), tokens=int(tokens))
 
-    return evaluate
+    return held_out_loss
