@@ -13,7 +13,7 @@ from gemma_train.data.example import Batch
 from gemma_train.placement import needed_rows, place
 from tests.two_processes import numbered
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 MESHES = [(1, 1, 1), (2, 2, 2), (1, 4, 2), (1, 2, 4), (1, 8, 1), (8, 1, 1)]
 
 
