@@ -1,23 +1,9 @@
-"""Text for the configs of Gemma 3: Parquet files of your own, with Gemma's tokenizer.
+"""Text for the configs of Gemma 3: your Parquet files, Gemma's 262,144 pieces.
 
-Put the published tokenizer (262,144 pieces) at data/gemma3/tokenizer.model and Parquet files with a
-column `text` under corpus/, then run `gemma-train prepare data_recipes/gemma3.py`. Add a TextSource
-for each corpus that has a licence of its own.
+Put the published tokenizer at data/gemma3/tokenizer.model and Parquet files with a column `text`
+below corpus/. For several corpora, each with its licence, write a Recipe with a TextSource each.
 """
 
-from gemma_train.data.recipe import Recipe, TextSource
+from gemma_train.stages.pretrain import pretraining_recipe
 
-recipe = Recipe(
-    name="gemma3",
-    folder="data/gemma3",
-    tokenizer="data/gemma3/tokenizer.model",
-    sources=(
-        TextSource(
-            name="corpus",
-            files=("corpus/**/*.parquet",),
-            format="parquet",
-            licence="yours to state",
-            held_out_fraction=0.0001,
-        ),
-    ),
-)
+recipe = pretraining_recipe("gemma3")

@@ -5,6 +5,7 @@ import pytest
 
 from gemma_train import config as configs
 from gemma_train.config import OptimizerConfig, differences, load, read_record, record
+from gemma_train.data.recipe import load_recipe
 from gemma_train.model import sizes
 from gemma_train.zero3 import split
 
@@ -52,6 +53,17 @@ def test_gemma_3_has_the_mesh_and_the_tokens_of_its_report(stem, replica, data, 
     assert (config.mesh.replica, config.mesh.data, config.mesh.seq) == (replica, data, seq)
     assert config.data.sequence_length == 32_768
     assert config.steps * config.step_tokens == pytest.approx(tokens, rel=1e-5)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_the_data_of_a_config_is_what_the_recipe_of_its_name_writes(file):
+    config = load(str(file))
+    recipe = load_recipe(str(file.parents[1] / f"data_recipes/{file.stem.split('_')[0]}.py"))
+    tokenizer = recipe.tokenizer
+    path = tokenizer if isinstance(tokenizer, str) else tokenizer.path
+    assert path == config.data.tokenizer
+    assert [source.path for source in config.data.train] == [f"{recipe.folder}/train"]
+    assert config.data.held_out == (f"{recipe.folder}/held_out",)
 
 
 def test_differences_name_the_field_and_leave_out_what_does_not_change_learning():

@@ -2,6 +2,7 @@
 
 from gemma_train.config import RunConfig
 from gemma_train.data.pipeline import DataConfig, TokenSource
+from gemma_train.data.recipe import Recipe, TextSource
 from gemma_train.evaluation.held_out import EvaluationConfig
 from gemma_train.losses.next_token import NextToken
 from gemma_train.mesh import MeshConfig
@@ -42,4 +43,25 @@ def pretraining(
         mesh=mesh,
         evaluation=EvaluationConfig(every_steps=1000, rows=batch_rows),
         checkpoint_every_steps=1000,
+    )
+
+
+def pretraining_recipe(generation: str) -> Recipe:
+    """The text of a generation's runs: Parquet files with a column `text` below corpus/.
+
+    The tokenizer is the one published with it, put at data/`generation`/tokenizer.model.
+    """
+    return Recipe(
+        name=generation,
+        folder=f"data/{generation}",
+        tokenizer=f"data/{generation}/tokenizer.model",
+        sources=(
+            TextSource(
+                name="corpus",
+                files=("corpus/**/*.parquet",),
+                format="parquet",
+                licence="yours to state",
+                held_out_fraction=0.0001,
+            ),
+        ),
     )
