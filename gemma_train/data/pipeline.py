@@ -22,7 +22,7 @@ from gemma_train import storage
 from gemma_train.data.example import Batch, Row, padding
 from gemma_train.data.mixture import Schedule, quotas
 from gemma_train.data.rows import Rows
-from gemma_train.data.shards import TokenDataset, check_tokenizer
+from gemma_train.data.shards import TokenDataset, check_tokenizer, check_vocabulary
 from gemma_train.errors import require
 
 
@@ -220,6 +220,15 @@ def _training_rows(config: DataConfig) -> _TrainingRows:
         orders.append(grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat())
     schedule = Schedule(quotas([source.weight for _, source in used]))
     return _TrainingRows(components=components, orders=orders, schedule=schedule)
+
+
+def check(config: DataConfig, vocabulary: int) -> None:
+    """Raise `UserError` unless all datasets are whole, made with the config's tokenizer, and hold
+    ids of a model with so many embedding rows; before a run allocates anything."""
+    folders = [*(source.path for source in config.train), *config.held_out]
+    _open(folders, config)
+    for folder in folders:
+        check_vocabulary(folder, vocabulary)
 
 
 def _open(paths: Sequence[str], config: DataConfig) -> list[Rows]:

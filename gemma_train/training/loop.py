@@ -6,8 +6,7 @@ import jax
 from jax.sharding import Mesh
 
 from gemma_train.config import RunConfig
-from gemma_train.data.pipeline import batches
-from gemma_train.data.shards import check_vocabulary
+from gemma_train.data.pipeline import batches, check
 from gemma_train.evaluation.held_out import HeldOutLoss, make_held_out_loss
 from gemma_train.mesh import is_leader, make_mesh
 from gemma_train.metrics.observer import Observer
@@ -36,8 +35,7 @@ def train(config: RunConfig) -> Outcome:
     The runtime has started. Raises `UserError` for a mesh, folder or data that do not fit.
     """
     mesh = make_mesh(config.mesh)
-    for folder in (*(source.path for source in config.data.train), *config.data.held_out):
-        check_vocabulary(folder, config.model.vocabulary)
+    check(config.data, config.model.vocabulary)
     with jax.set_mesh(mesh), Checkpoints(config) as checkpoints:
         claim(config, begun=checkpoints.latest_step is not None)
         state, next_row = checkpoints.restore() or (initial_state(config), 0)
