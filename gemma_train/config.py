@@ -43,6 +43,7 @@ class RunConfig:
     tensorboard: bool = True  # write TensorBoard files beside metrics.jsonl
 
     def __post_init__(self) -> None:
+        require(bool(self.folder), "folder is empty: name one, such as runs/mine")
         for name in ("steps", "accumulation", "checkpoint_every_steps", "checkpoints_kept"):
             value = getattr(self, name)
             require(value >= 1, f"{name} is {value}: it must be at least 1")

@@ -11,7 +11,10 @@ def load_definition[Kind](file: str, name: str, kind: type[Kind]) -> Kind:
 
     Raises `UserError` naming file and line for whatever goes wrong in it.
     """
-    code = storage.existing(file, name).read_text()
+    try:
+        code = storage.existing(file, name).read_text()
+    except UnicodeDecodeError:
+        raise UserError(f"{name} {file!r} is no text: give a Python file") from None
     scope = {"__name__": name, "__file__": file}
     try:
         exec(compile(code, file, "exec"), scope)

@@ -64,10 +64,17 @@ def start_runtime(config: MeshConfig) -> None:
         case "many_processes":
             if not jax.distributed.is_initialized():
                 count, number = map(os.environ.get, ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
-                jax.distributed.initialize(
-                    num_processes=int(count) if count else None,
-                    process_id=int(number) if number else None,
-                )
+                try:
+                    jax.distributed.initialize(
+                        num_processes=int(count) if count else None,
+                        process_id=int(number) if number else None,
+                    )
+                except ValueError as error:
+                    raise UserError(
+                        f"mesh.runtime is 'many_processes', but none is found ({error}): "
+                        "set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or "
+                        "choose --mesh.runtime one_process"
+                    ) from None
         case "pathways":
             try:
                 import pathwaysutils

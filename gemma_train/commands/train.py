@@ -53,6 +53,6 @@ def _conclude(config: RunConfig, outcome: Outcome, parameters: int, seconds: flo
 
 def _next_steps(folder: str) -> str:
     return (
-        f"  gemma-train sample {folder} --prompt 'import os' continues a text\n"
-        f"  gemma-train report {folder}                   draws its curves"
+        f"  gemma-train sample {folder} --prompt 'import os'  continues a text\n"
+        f"  gemma-train report {folder}                        draws its curves"
     )

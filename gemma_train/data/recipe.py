@@ -66,6 +66,10 @@ class Recipe:
     def __post_init__(self):
         require(bool(self.folder), f"recipe {self.name!r}: folder is empty")
         require(
+            isinstance(self.tokenizer, TokenizerConfig | str),
+            f"recipe {self.name!r}: tokenizer is {self.tokenizer!r}: give a TokenizerConfig or path",
+        )
+        require(
             isinstance(self.sources, tuple) and bool(self.sources),
             f"recipe {self.name!r}: sources is {self.sources!r}: give a tuple of TextSource",
         )

@@ -39,10 +39,11 @@ class HeldOutLoss:
 
     def told(self, unigram_entropy: float) -> str:
         """In words, beside the loss of a model that only knows how often each token occurs."""
+        gain = unigram_entropy - self.loss
         return (
             f"held-out loss {self.loss:.4f} nats per token over {self.tokens:,} tokens; "
             f"their unigram entropy {unigram_entropy:.4f}; "
-            f"{unigram_entropy - self.loss:.4f} nats below it"
+            f"{abs(gain):.4f} nats {'below' if gain >= 0 else 'above'} it"
         )
 
 

@@ -33,21 +33,34 @@ class Observer:
     ) -> None:
         self.clock = StepClock(tokens_per_step)
         self._flops_per_token, self._devices, self._peak = flops_per_token, devices, device_peak
+        self._pending: tuple[int, Mapping[str, Any]] | None = None
         self._recorder = Recorder(folder, start_step, tensorboard) if active else None
         self._progress = Progress(total_steps, start_step) if active else None
 
     def step(self, step: int, scalars: Mapping[str, Any]) -> None:
-        """Record a training step (device scalars are read one step late) and show the last one."""
-        times = self.clock.tick()
-        if (speed := times.get("tokens_per_second")) is not None:
-            times["model_flops_per_second"] = speed * self._flops_per_token
+        """Take in a step that the device has begun, and record and show the one before it.
+
+        The clock ticks when a step's scalars have arrived, not when it was sent.
+        """
+        self._finish_pending()
+        self._pending = (step, scalars)
+
+    def _finish_pending(self) -> None:
+        if self._pending is None:
+            return
+        (step, scalars), self._pending = self._pending, None
+        line = {name: float(value) for name, value in scalars.items()}
+        line |= self.clock.tick()
+        if (speed := line.get("tokens_per_second")) is not None:
+            line["model_flops_per_second"] = speed * self._flops_per_token
             share = model_flops_utilization(
-                times["model_flops_per_second"], self._devices, self._peak
+                line["model_flops_per_second"], self._devices, self._peak
             )
             if share is not None:
-                times["model_flops_utilization"] = share
-        if self._recorder:
-            self._show(self._recorder.record(step, {**scalars, **times}))
+                line["model_flops_utilization"] = share
+        if self._recorder and self._progress:
+            self._recorder.record(step, line)
+            self._progress.update(step, line)
 
     def evaluation(self, step: int, scalars: Mapping[str, float]) -> None:
         """Record what an evaluation found, and say it."""
@@ -59,17 +72,14 @@ class Observer:
 
     def flush(self) -> None:
         """Wait for the last step, write and show it: before what is not a step, and at the end."""
+        self._finish_pending()
         if self._recorder:
-            self._show(self._recorder.flush())
+            self._recorder.flush()
 
     def say(self, text: str) -> None:
         """Print a line above the progress."""
         if self._progress:
             self._progress.say(text)
-
-    def _show(self, written: Mapping[str, Any]) -> None:
-        if written and self._progress:
-            self._progress.update(written["step"], written)
 
     def __enter__(self) -> Self:
         with ExitStack() as opened:

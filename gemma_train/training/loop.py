@@ -58,6 +58,8 @@ def _loop(
     stream = batches(config.data, start_row=next_row, batch_indices=needed_rows(mesh, rows))
     with stream, StopRequest() as stop, _observer(config, mesh, number) as observer:
         stopping = False
+        if number:
+            observer.say(f"going on from step {number:,}")
         while number < config.steps and not stopping:
             with observer.clock.waiting_for_data():
                 batch = next(stream)

@@ -192,3 +192,22 @@ def test_the_record_of_a_run_is_never_executed(refused, tmp_path):
     ):
         (tmp_path / "config.py").write_text(text)
         assert "is not the record of a run" in refused("evaluate", str(tmp_path))
+
+
+def test_a_definition_that_is_no_text_or_no_file(refused, tmp_path):
+    garbage = tmp_path / "garbage.py"
+    garbage.write_bytes(bytes(range(128, 256)))
+    assert "is no text" in refused("train", str(garbage))
+    assert "is no text" in refused("prepare", str(garbage))
+    assert "configs" in refused("train", str(Path(__file__).parents[2] / "configs"))
+
+
+def test_an_empty_folder_name(refused, config):
+    assert "folder is empty" in refused("train", config, "--folder", "")
+
+
+def test_many_processes_that_nobody_coordinates(config, gemma_train):
+    done = gemma_train("train", config, "--mesh.runtime", "many_processes")
+    assert done.returncode == 2
+    assert "JAX_COORDINATOR_ADDRESS" in done.stderr
+    assert "Traceback" not in done.stderr
