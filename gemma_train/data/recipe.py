@@ -67,7 +67,8 @@ class Recipe:
         require(bool(self.folder), f"recipe {self.name!r}: folder is empty")
         require(
             isinstance(self.tokenizer, TokenizerConfig | str),
-            f"recipe {self.name!r}: tokenizer is {self.tokenizer!r}: give a TokenizerConfig or path",
+            f"recipe {self.name!r}: tokenizer is {self.tokenizer!r}: "
+            "give a TokenizerConfig or a path",
         )
         require(
             isinstance(self.sources, tuple) and bool(self.sources),
