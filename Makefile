@@ -7,7 +7,7 @@ RUN := $(VENV)/bin
 READY := $(VENV)/ready
 
 # glibc hands freed blocks back to the system, and XLA's CPU backend then faults a gigabyte of
-# temporaries in anew at every step; kept, a step is a quarter faster (docs/performance.md).
+# temporaries in anew at every step; kept, a step is faster (docs/performance.md).
 train bench: export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:$\
 	glibc.malloc.trim_threshold=8000000000:glibc.malloc.arena_max=1
 

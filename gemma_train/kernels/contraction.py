@@ -1,9 +1,9 @@
 """Activations times a weight: an einsum that on one device is one plain matrix product.
 
 XLA's CPU backend turns the weight's gradient of a three-dimensional einsum into a product with a
-materialised transpose; over flattened rows it is one product, and a whole training step of
-`benchmarks/cpu_step.py` is 1.24 times as fast. Split over a mesh, rows cannot be flattened without
-moving data, and accelerators do not need it.
+materialised transpose; over flattened rows it is one product, which made a sketch of the step in
+`benchmarks/cpu_step.py` 1.24 times as fast. Split over a mesh, rows cannot be flattened without
+moving data.
 """
 
 import math
