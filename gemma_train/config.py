@@ -10,6 +10,8 @@ import pprint
 from dataclasses import dataclass, fields
 from typing import Any
 
+from etils import epath
+
 from gemma_train import storage
 from gemma_train.data.pipeline import DataConfig, TokenSource
 from gemma_train.definition import load_definition
@@ -32,6 +34,7 @@ class RunConfig:
     data: DataConfig  # what it is trained on
     steps: int  # optimizer steps of the whole run
     seed: int = 0  # of the initial parameters
+    initial_weights: str | None = None  # a Hugging Face, gemma or run folder to begin from
     accumulation: int = 1  # microbatches a step; each holds batch_rows / accumulation rows
     loss: NextToken = NextToken()  # what is minimised
     optimizer: OptimizerConfig = OptimizerConfig()  # how
@@ -120,6 +123,7 @@ __all__ = [
     "TokenSource",
     "differences",
     "load",
+    "read_model_record",
     "read_record",
     "record",
 ]
@@ -130,12 +134,12 @@ def load(file: str) -> RunConfig:
     return load_definition(file, "config", RunConfig)
 
 
-def record(config: RunConfig) -> str:
+def record(config: RunConfig | GemmaConfig) -> str:
     """The config as the text of a config file, from which `load` and `read_record` restore it."""
     names = ", ".join(sorted(_CONFIGS))
     body = pprint.pformat(config, width=96, sort_dicts=False)
     return (
-        '"""The record of a run, written by gemma_train."""\n\n'
+        '"""A record, written by gemma_train."""\n\n'
         f"from gemma_train.config import {names}\n\nconfig = {body}\n"
     )
 
@@ -144,14 +148,23 @@ def read_record(folder: str) -> RunConfig:
     """The config of the run in `folder`, without executing its record."""
     file = storage.path(folder) / RECORD
     require(file.exists(), f"{folder!r} holds no {RECORD}: name the folder of a run")
+    return _read(file, RunConfig)
+
+
+def read_model_record(file: epath.Path) -> GemmaConfig:
+    """The architecture recorded in a file, without executing it."""
+    return _read(file, GemmaConfig)
+
+
+def _read[Kind](file: epath.Path, kind: type[Kind]) -> Kind:
     try:
         tree = ast.parse(file.read_text())
         values = [node.value for node in tree.body if isinstance(node, ast.Assign)]
         config = _evaluate(values[-1])
-        if not isinstance(config, RunConfig):
-            raise ValueError("no RunConfig in it")
+        if not isinstance(config, kind):
+            raise ValueError(f"no {kind.__name__} in it")
     except (SyntaxError, ValueError, TypeError, IndexError, RecursionError) as error:
-        raise UserError(f"{file} is not the record of a run: {error}") from error
+        raise UserError(f"{file} is not the record of a {kind.__name__}: {error}") from error
     return config
 
 

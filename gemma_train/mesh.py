@@ -7,8 +7,10 @@ Explicit: shardings are part of types, a wrong one is an error when the step is 
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -109,6 +111,26 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
         tuple(sizes),
         axis_types=(AxisType.Explicit,) * len(sizes),
     )
+
+
+@contextmanager
+def mesh_of(tree: Any) -> Iterator[None]:
+    """Put the mesh of a tree's arrays in force, unless one is: for a call that stands alone.
+
+    Raises `UserError` where the arrays were made on no mesh.
+    """
+    if not jax.sharding.get_abstract_mesh().empty:
+        yield
+        return
+    leaf = jax.tree.leaves(tree)[0]
+    mesh = jax.typeof(leaf).sharding.mesh
+    require(not mesh.empty, "no mesh is in force: call within jax.set_mesh(make_mesh(...))")
+    if isinstance(leaf, jax.core.Tracer):
+        with jax.sharding.use_abstract_mesh(mesh):
+            yield
+    else:
+        with jax.set_mesh(leaf.sharding.mesh):
+            yield
 
 
 def _lay_out(shape: tuple[int, ...], devices: list[jax.Device]) -> np.ndarray:

@@ -1,8 +1,10 @@
-"""From a process's rows to arrays on the mesh: which rows it needs, and where they go."""
+"""What goes where on the mesh: a process's rows of a batch, and arrays that are not made yet."""
+
+from collections.abc import Callable
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gemma_train.axes import activation
 from gemma_train.data.example import Batch
@@ -31,3 +33,14 @@ def place(batch: Batch, mesh: Mesh, batch_rows: int) -> Batch:
         return jax.make_array_from_callback((batch_rows, x_bt.shape[1]), sharding, part)
 
     return jax.tree.map(put, batch)
+
+
+def abstract[Tree](make: Callable[[], Tree]) -> Tree:
+    """Shapes, dtypes and shardings on the mesh in force of what `make` makes, nothing allocated."""
+    mesh = jax.sharding.get_mesh()
+
+    def placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        spec = leaf.sharding.spec if leaf.sharding else PartitionSpec()
+        return leaf.update(sharding=NamedSharding(mesh, spec))
+
+    return jax.tree.map(placed, jax.eval_shape(make))

@@ -132,7 +132,7 @@ def _advance(
         reshard(x, activation("bt")) for x in (tokens_bt, positions_bt, segments_bt)
     )
     states_btd, cache = model(tokens_bt, positions_bt, segments_bt, cache)
-    logits_btv = reshard(model.logits(states_btd[:, -1:]), PartitionSpec(None, None, None))
+    logits_btv = reshard(model.unembed(states_btd[:, -1:]), PartitionSpec(None, None, None))
 
     def draw(row: jax.Array, position: jax.Array, logits_v: jax.Array) -> jax.Array:
         row_key = jax.random.fold_in(jax.random.fold_in(key, row), position)

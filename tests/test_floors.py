@@ -14,13 +14,14 @@ PACKAGE = Path(__file__).parents[1] / "gemma_train"
 # side by side do not see each other. An import that this forbids needs a visible change here.
 FLOORS = (
     ("errors", "axes", "run_files"),
-    ("storage", "mesh", "zero3"),
+    ("storage", "mesh", "zero3", "leaves"),
     ("metrics", "tokenizer", "definition"),
     ("kernels", "data", "optimizer"),
     ("model", "placement"),
     ("losses", "sampling"),
     ("evaluation",),
     ("config",),
+    ("conversion",),
     ("training", "stages"),
     ("commands",),
     ("__main__",),

@@ -85,7 +85,7 @@ def lively(config: GemmaConfig) -> Gemma:
 def all_logits(model: Gemma, tokens_bt: jax.Array, segments_bt: jax.Array) -> jax.Array:
     positions_bt = jnp.arange(tokens_bt.shape[1]) * segments_bt
     inputs = (reshard(x, activation("bt")) for x in (tokens_bt, positions_bt, segments_bt))
-    return model.logits(model(*inputs)[0])
+    return model.unembed(model(*inputs)[0])
 
 
 def greedy_without_cache(model: Gemma, prompts: list[list[int]], tokens: int) -> list[list[int]]:
@@ -263,7 +263,7 @@ def folder(tmp_path_factory, mesh_of):
 
 def test_the_command_prints_and_saves_every_prompt_with_its_continuation(folder, capsys):
     prompts = ("def <start_of_turn>", "x = ")
-    command.run(SampleArguments(run=str(folder), prompt=prompts, maximum_tokens=10, save=True))
+    command.run(SampleArguments(model=str(folder), prompt=prompts, maximum_tokens=10, save=True))
     text = (folder / "sample.txt").read_text()
     out = capsys.readouterr().out
     assert out.startswith(f"{folder} after 3 steps\n\n{text}")
@@ -276,7 +276,7 @@ def test_the_command_prints_and_saves_every_prompt_with_its_continuation(folder,
 
 def test_the_command_begins_a_text_when_there_is_no_prompt(folder, capsys):
     (folder / "sample.txt").unlink(missing_ok=True)
-    command.run(SampleArguments(run=str(folder), maximum_tokens=10))
+    command.run(SampleArguments(model=str(folder), maximum_tokens=10))
     assert capsys.readouterr().out.count("\n") >= 3
     assert not (folder / "sample.txt").exists()
 
@@ -284,7 +284,7 @@ def test_the_command_begins_a_text_when_there_is_no_prompt(folder, capsys):
 def test_the_command_leaves_the_save_of_a_running_training_alone(folder):
     half_saved = folder / "checkpoints" / "4.orbax-checkpoint-tmp"
     half_saved.mkdir()
-    command.run(SampleArguments(run=str(folder), maximum_tokens=10))
+    command.run(SampleArguments(model=str(folder), maximum_tokens=10))
     assert half_saved.exists()
 
 
@@ -301,11 +301,11 @@ def test_a_character_of_several_tokens_is_told_when_it_is_whole(folder):
 
 def test_a_run_that_cannot_be_sampled_is_named_in_one_line(folder, tmp_path):
     with pytest.raises(UserError, match=r"holds no config\.py"):
-        command.run(SampleArguments(run=str(tmp_path / "nowhere")))
+        command.run(SampleArguments(model=str(tmp_path / "nowhere")))
     text = (folder / "config.py").read_text()
     (tmp_path / "config.py").write_text(text)
     with pytest.raises(UserError, match="holds no finished checkpoint"):
-        command.run(SampleArguments(run=str(tmp_path)))
+        command.run(SampleArguments(model=str(tmp_path)))
     (tmp_path / "config.py").write_text(text.replace("small.model", "gone.model"))
     with pytest.raises(UserError, match=r"tokenizer .*gone\.model' does not exist"):
-        command.run(SampleArguments(run=str(tmp_path)))
+        command.run(SampleArguments(model=str(tmp_path)))

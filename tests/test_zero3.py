@@ -10,9 +10,9 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from gemma_train.axes import SPLIT_AXES, activation
+from gemma_train.leaves import by_path
 from gemma_train.mesh import MeshConfig
 from gemma_train.model import ComputeConfig, Gemma, GemmaConfig, sizes
-from gemma_train.training.state import by_path
 from gemma_train.zero3 import gather, ruled_sharding, share, split, whole
 from tests.tolerances import assert_close
 

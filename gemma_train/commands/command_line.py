@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import errno
 import io
+import itertools
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -20,8 +21,10 @@ USAGE = """usage: gemma-train VERB ...
   prepare RECIPE       turn a recipe's texts into token datasets
   train CONFIG         pretrain: run a config of configs/, or go on where it stopped
   evaluate RUN         the held-out loss of a run, beside the unigram entropy
-  sample RUN           continue prompts with a run's newest checkpoint
+  sample MODEL         continue prompts with a run's newest checkpoint, or imported weights
   report RUN           write a run's curves and config as one HTML page
+  convert FROM TO      weights as a Hugging Face, gemma or run folder, or a GGUF file
+  inspect PATH         what a folder of weights, or a GGUF file, holds
 
 gemma-train VERB --help shows what a verb takes; gemma-train train --help shows every field of a
 config, each of which train takes as a flag: --optimizer.peak-lr 3e-4
@@ -82,6 +85,14 @@ def _verb(name: str) -> Callable[[list[str]], None]:
             from gemma_train.commands import report
 
             return lambda words: report.run(_parse(report.ReportArguments, words, name))
+        case "convert":
+            from gemma_train.commands import convert
+
+            return lambda words: convert.run(_parse(convert.ConvertArguments, words, name))
+        case "inspect":
+            from gemma_train.commands import inspect
+
+            return lambda words: inspect.run(_parse(inspect.InspectArguments, words, name))
     raise UserError(f"unknown verb {name!r}: gemma-train --help lists them")
 
 
@@ -100,11 +111,13 @@ def _train(words: list[str]) -> None:
 
 
 def _parse(kind: type, words: list[str], verb: str) -> Any:
-    """A verb's arguments; its first field is positional."""
-    first = dataclasses.fields(kind)[0].name
-    if words and not words[0].startswith("-"):
-        words = [f"--{first}", *words]
-    return _from_flags(kind, words, verb)
+    """A verb's arguments; the fields it cannot do without may come first, without their flags."""
+    needed = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING]
+    bare = list(itertools.takewhile(lambda word: not word.startswith("-"), words[: len(needed)]))
+    named = [
+        word for name, value in zip(needed, bare, strict=False) for word in (f"--{name}", value)
+    ]
+    return _from_flags(kind, [*named, *words[len(bare) :]], verb)
 
 
 def _from_flags(kind: type, words: list[str], verb: str, default: Any = None) -> Any:

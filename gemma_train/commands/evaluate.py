@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import jax
 
 from gemma_train.config import read_record
+from gemma_train.conversion.load import open_weights, place
 from gemma_train.data.pipeline import unigram_entropy
 from gemma_train.errors import require
 from gemma_train.evaluation.held_out import make_held_out_loss
 from gemma_train.mesh import MeshConfig, is_leader, make_mesh, start_runtime
-from gemma_train.training.checkpoint import Checkpoints
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +35,9 @@ def run(arguments: EvaluateArguments) -> None:
     config = dataclasses.replace(config, mesh=arguments.mesh)
     start_runtime(config.mesh)
     mesh = make_mesh(config.mesh, jax.devices()[: config.mesh.devices])
-    with jax.set_mesh(mesh), Checkpoints(config, beside_training=True) as checkpoints:
-        step, model = checkpoints.latest_step, checkpoints.restore_model()
+    with jax.set_mesh(mesh):
+        weights = open_weights(config.folder)
+        model = place(weights, config.compute)
         evaluate = make_held_out_loss(
             config.data,
             config.loss,
@@ -46,5 +47,5 @@ def run(arguments: EvaluateArguments) -> None:
         )
         found = evaluate(model)
     if is_leader():
-        print(f"{arguments.run} after {step:,} steps")
+        print(f"{arguments.run} after {weights.step:,} steps")
         print(found.told(unigram_entropy(config.data, maximum_rows=arguments.rows)))

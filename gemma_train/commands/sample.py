@@ -1,32 +1,36 @@
-"""`gemma-train sample RUN`: continue prompts with a run's newest checkpoint."""
+"""`gemma-train sample MODEL`: continue prompts with a run, or with imported weights."""
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import jax
 
 from gemma_train import storage
 from gemma_train.config import read_record
+from gemma_train.conversion.load import open_weights, place
+from gemma_train.conversion.tensors import DTYPES
+from gemma_train.errors import UserError, require
 from gemma_train.mesh import MeshConfig, make_mesh
+from gemma_train.model import ComputeConfig
 from gemma_train.run_files import SAMPLE
 from gemma_train.sampling import SamplingConfig, stream
 from gemma_train.tokenizer.tokenizer import Tokenizer
-from gemma_train.training.checkpoint import Checkpoints
 
 BETWEEN = "\n---\n"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleArguments:
-    """Continue prompts with a run's newest checkpoint, on one device."""
+    """Continue prompts with a run's newest checkpoint or imported weights, on one device."""
 
-    run: str  # the run folder
+    model: str  # the folder of a run, a Hugging Face folder or a gemma Orbax folder
     prompt: tuple[str, ...] = ()  # texts to continue; the beginning of a text if none is given
     maximum_tokens: int = 100  # new tokens a prompt
     temperature: float = 0.8  # higher is more varied; 0 always takes the likeliest token
     top_k: int = 40  # draw among this many likeliest tokens; 0 draws among all
     seed: int = 0  # another seed, another text
+    tokenizer: str | None = None  # SentencePiece model; by default the one that the model came with
     save: bool = False  # write the texts to sample.txt in the run folder, for its report
 
 
@@ -38,25 +42,33 @@ def run(arguments: SampleArguments) -> None:
         top_k=arguments.top_k,
         seed=arguments.seed,
     )
-    config = replace(read_record(arguments.run), folder=arguments.run)
-    # What suited the training's devices need not exist here, and nothing is differentiated.
-    config = replace(config, compute=replace(config.compute, attention="auto", remat="none"))
-    tokenizer = Tokenizer.load(config.data.tokenizer)
+    weights = open_weights(arguments.model)
+    held = "float32" if weights.dtype == DTYPES["float32"] else "bfloat16"
+    computed = read_record(weights.source).compute.dtype if weights.format == "run" else held
+    tokenizer_file = arguments.tokenizer or weights.tokenizer
+    if tokenizer_file is None:
+        raise UserError(f"{arguments.model!r} came without a tokenizer.model: give --tokenizer")
+    tokenizer = Tokenizer.load(tokenizer_file)
+    require(
+        tokenizer.vocabulary <= weights.config.vocabulary,
+        f"{tokenizer_file!r} has {tokenizer.vocabulary:,} pieces, but the model "
+        f"{weights.config.vocabulary:,} rows: give the model's own --tokenizer",
+    )
     stop_ids = (tokenizer.eos, tokenizer.id_of("<end_of_turn>"))
     texts = arguments.prompt or ("",)
     prompts = tokenizer.encode_batch(texts, bos=True)
     with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
-        with Checkpoints(config, beside_training=True) as checkpoints:
-            step, model = checkpoints.latest_step, checkpoints.restore_model()
+        model = place(weights, ComputeConfig(dtype=computed, remat="none"), held)
         steps = stream(model, prompts, config=sampling, stop_ids=stop_ids)
-        print(f"{arguments.run} after {step:,} steps\n", flush=True)
+        after = "" if weights.step is None else f" after {weights.step:,} steps"
+        print(f"{arguments.model}{after}\n", flush=True)
         written = []
         for piece in continued(tokenizer, texts, prompts, steps):
             sys.stdout.write(piece)
             sys.stdout.flush()
             written.append(piece)
     if arguments.save:
-        target = storage.path(arguments.run) / SAMPLE
+        target = storage.path(arguments.model) / SAMPLE
         storage.write_whole(target, "".join(written))
         print(f"\nwrote {target}")
 

@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 from etils import epath
 
 from gemma_train import storage
-from gemma_train.data.progress import progress
 from gemma_train.data.recipe import Recipe, TextSource
 from gemma_train.data.shards import (
     SIDECAR,
@@ -29,6 +28,7 @@ from gemma_train.data.shards import (
 from gemma_train.data.sources import Skipped, documents, estimated_bytes, source_files
 from gemma_train.data.training_text import is_held_out
 from gemma_train.errors import UserError, require
+from gemma_train.metrics.byte_progress import progress
 from gemma_train.tokenizer.tokenizer import Tokenizer
 
 TRAIN, HELD_OUT = "train", "held_out"

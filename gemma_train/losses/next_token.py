@@ -3,11 +3,16 @@
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
+from jax.sharding import reshard
 
+from gemma_train.axes import activation
 from gemma_train.data.example import Batch
 from gemma_train.errors import require
 from gemma_train.kernels.vocabulary_loss import LossTerms, vocabulary_loss
+from gemma_train.mesh import mesh_of
 from gemma_train.model import Gemma
+from gemma_train.model.gemma import packing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,3 +49,51 @@ def next_token_loss(
         batch.weights_bt * token_weight,
         terms,
     )
+
+
+def mean_next_token_loss(
+    model: Gemma,
+    tokens_bt: jax.typing.ArrayLike,
+    positions_bt: jax.typing.ArrayLike | None = None,
+    segment_ids_bt: jax.typing.ArrayLike | None = None,
+) -> jax.Array:
+    """Mean cross-entropy, in nats, of each token that follows another of its segment.
+
+    Integers of shape [b, t], as in `Gemma.logits`. Differentiable in the model, a pytree.
+    """
+    with mesh_of(model):
+        return _mean_loss(model, tokens_bt, positions_bt, segment_ids_bt)
+
+
+def mean_next_token_loss_and_gradient(
+    model: Gemma,
+    tokens_bt: jax.typing.ArrayLike,
+    positions_bt: jax.typing.ArrayLike | None = None,
+    segment_ids_bt: jax.typing.ArrayLike | None = None,
+) -> tuple[jax.Array, Gemma]:
+    """`mean_next_token_loss` and its gradient, which is a Gemma: `gradient.parameters()`."""
+    with mesh_of(model):
+        return _mean_loss_and_gradient(model, tokens_bt, positions_bt, segment_ids_bt)
+
+
+@jax.jit
+def _mean_loss(model: Gemma, tokens_bt, positions_bt, segments_bt) -> jax.Array:
+    tokens_bt, positions_bt, segments_bt = packing(tokens_bt, positions_bt, segments_bt)
+
+    def following(x_bt: jax.Array) -> jax.Array:
+        return jnp.roll(x_bt, -1, axis=1).at[:, -1].set(0)
+
+    weights_bt = (segments_bt == following(segments_bt)) & (segments_bt > 0)
+    batch = Batch(
+        tokens_bt=tokens_bt,
+        targets_bt=following(tokens_bt),
+        positions_bt=positions_bt,
+        segments_bt=segments_bt,
+        weights_bt=weights_bt.astype(jnp.float32),
+    )
+    batch = jax.tree.map(lambda x_bt: reshard(x_bt, activation("bt")), batch)
+    tokens = jnp.maximum(jnp.sum(batch.weights_bt), 1.0)
+    return next_token_loss(model, batch, 1.0 / tokens, NextToken())[0]
+
+
+_mean_loss_and_gradient = jax.jit(jax.value_and_grad(_mean_loss))

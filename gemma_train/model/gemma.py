@@ -14,7 +14,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import reshard
 
+from gemma_train.axes import activation
+from gemma_train.errors import UserError, require
+from gemma_train.leaves import by_path
+from gemma_train.mesh import mesh_of
 from gemma_train.model.attention import Attention, LayerCache
 from gemma_train.model.config import ComputeConfig, GemmaConfig, Kind
 from gemma_train.model.layers import Embedding, FeedForward, rms_norm
@@ -100,14 +105,67 @@ class Gemma(nnx.Module):
         states_btd = rms_norm(x_btd, whole(self.final_norm[...]))
         return states_btd, cache and Cache(pattern=in_pattern, remainder=in_remainder)
 
-    def logits(self, states_btd: jax.Array) -> jax.Array:
-        """[b, t, v] float32 logits, capped: for sampling and comparison, never for the loss."""
+    def unembed(self, states_btd: jax.Array) -> jax.Array:
+        """[b, t, v] float32 logits of final states, capped: for sampling, never for the loss."""
         table_vd = gather(share(self.embedding.table[...]), states_btd.dtype)
         logits_btv = jnp.einsum(
             "btd,vd->btv", states_btd, table_vd, preferred_element_type=jnp.float32
         )
         cap = self.config.final_soft_cap
         return logits_btv if cap is None else cap * jnp.tanh(logits_btv / cap)
+
+    def logits(
+        self,
+        tokens_bt: jax.typing.ArrayLike,
+        positions_bt: jax.typing.ArrayLike | None = None,
+        segment_ids_bt: jax.typing.ArrayLike | None = None,
+    ) -> jax.Array:
+        """[b, t, v] float32 logits of these tokens, soft cap applied: a call by itself.
+
+        Integers of shape [b, t]: segments as in packed rows (1, 2, ...; 0 is padding), one if not
+        given; positions count within each segment if not given. Runs on the mesh in force, or
+        else on that of the parameters.
+        """
+        with mesh_of(self):
+            return _logits(self, tokens_bt, positions_bt, segment_ids_bt)
+
+    def parameters(self) -> dict[str, jax.Array]:
+        """Every parameter by its path, such as 'pattern/0/attention/query' [l, d, n, h]."""
+        return by_path(self)
+
+
+@jax.jit
+def _logits(model: Gemma, tokens_bt, positions_bt, segments_bt) -> jax.Array:
+    inputs = packing(tokens_bt, positions_bt, segments_bt)
+    states_btd, _ = model(*(reshard(x_bt, activation("bt")) for x_bt in inputs))
+    return model.unembed(states_btd)
+
+
+def packing(
+    tokens_bt: jax.typing.ArrayLike,
+    positions_bt: jax.typing.ArrayLike | None,
+    segments_bt: jax.typing.ArrayLike | None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(tokens, positions, segments), int32 [b, t], not split; what is None as in `Gemma.logits`.
+
+    To be traced. Raises `UserError` for shapes that do not agree.
+    """
+    tokens_bt = jnp.asarray(tokens_bt, jnp.int32)
+    if tokens_bt.ndim != 2:
+        raise UserError(f"tokens have shape {tokens_bt.shape}: give [batch, time]")
+    given = {"positions": positions_bt, "segment ids": segments_bt}
+    for name, x_bt in given.items():
+        require(
+            x_bt is None or jnp.shape(x_bt) == tokens_bt.shape,
+            f"{name} have shape {jnp.shape(x_bt)}, tokens {tokens_bt.shape}: make them equal",
+        )
+    segments_bt = jnp.asarray(jnp.ones_like(tokens_bt) if segments_bt is None else segments_bt)
+    if positions_bt is None:
+        places_t = jnp.arange(tokens_bt.shape[1])
+        begins_bt = jnp.diff(segments_bt, axis=1, prepend=segments_bt[:, :1] - 1) != 0
+        starts_bt = jax.lax.cummax(jnp.where(begins_bt, places_t, 0), axis=1)
+        positions_bt = places_t - starts_bt
+    return tokens_bt, jnp.asarray(positions_bt, jnp.int32), segments_bt.astype(jnp.int32)
 
 
 @jax.tree_util.register_dataclass

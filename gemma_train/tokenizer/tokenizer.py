@@ -10,6 +10,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from itertools import chain, islice
+from typing import NamedTuple
 
 import sentencepiece
 from google.protobuf.message import DecodeError
@@ -20,16 +21,26 @@ from gemma_train.errors import UserError, require
 from gemma_train.tokenizer import symbols
 
 
+class Piece(NamedTuple):
+    """A piece of the vocabulary, its score, and what SentencePiece takes it for."""
+
+    text: str
+    score: float
+    kind: str  # NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED or BYTE
+
+
 class Tokenizer:
     """A loaded SentencePiece model.
 
-    `vocabulary` is the number of pieces, `sha256` that of the model file; `bos`, `eos` and `pad`
-    are ids found by the names of their pieces. Any text survives `decode(encode(text))`, but for
-    a literal U+2581, which SentencePiece uses for the space and which becomes one.
+    `vocabulary` is the number of pieces, `model` the bytes of the model file and `sha256` theirs;
+    `bos`, `eos` and `pad` are ids found by the names of their pieces. Any text survives
+    `decode(encode(text))`, but for a literal U+2581, which SentencePiece uses for the space and
+    which becomes one.
     """
 
     def __init__(self, model: bytes, name: str = "tokenizer"):
         self.name = name
+        self.model = model
         self.sha256 = hashlib.sha256(model).hexdigest()
         try:
             proto = sentencepiece_model_pb2.ModelProto.FromString(model)
@@ -85,6 +96,12 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`; `<bos>`, `<eos>` and `<pad>` leave no trace, other markers show."""
         return self._processor.decode([int(index) for index in ids])
+
+    def pieces(self) -> list[Piece]:
+        """Every piece, in the order of the ids: for formats that keep a list of them."""
+        proto = sentencepiece_model_pb2.ModelProto.FromString(self.model)
+        kinds = proto.SentencePiece.Type
+        return [Piece(p.piece, p.score, kinds.Name(p.type)) for p in proto.pieces]
 
     def _split(self, text: str) -> list[str]:
         """Cut `text` after the first character of every control piece in it."""

@@ -9,11 +9,9 @@ from orbax.checkpoint import v1 as ocp
 from gemma_train import storage
 from gemma_train.config import RunConfig, record
 from gemma_train.errors import UserError, require
-from gemma_train.model import Gemma
-from gemma_train.run_files import CHECKPOINTS
-from gemma_train.training.state import TrainState, abstract_state, by_path, from_paths
-
-STATE = "state"
+from gemma_train.leaves import by_path, from_paths
+from gemma_train.run_files import CHECKPOINTS, STATE
+from gemma_train.training.state import TrainState, abstract_state
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # what orbax logs it also raises
 
@@ -21,17 +19,16 @@ logging.getLogger("absl").setLevel(logging.CRITICAL)  # what orbax logs it also 
 class Checkpoints:
     """The checkpoints in a run's folder. Saving is asynchronous; `close` waits for the last.
 
-    A new one clears away saves that a crash left half done; `beside_training` lets them be, for
-    they may be those of a training that is still going on.
+    A new one clears away saves that a crash left half done.
     """
 
-    def __init__(self, config: RunConfig, *, beside_training: bool = False):
+    def __init__(self, config: RunConfig):
         self._config = config
         self._folder = storage.path(config.folder).absolute() / CHECKPOINTS
         self._checkpointer = ocp.training.Checkpointer(
             self._folder,
             preservation_policy=ocp.training.preservation_policies.LatestN(config.checkpoints_kept),
-            cleanup_tmp_directories=not beside_training,
+            cleanup_tmp_directories=True,
         )
         self._saving = None
 
@@ -68,27 +65,11 @@ class Checkpoints:
         found, metadata = self._load(by_path(like))
         return from_paths(found, like), int(metadata["next_row"])
 
-    def restore_model(self) -> Gemma:
-        """The newest checkpoint's parameters alone. Raises `UserError` where there is none."""
-        require(
-            self.latest_step is not None,
-            f"{self._folder} holds no finished checkpoint: train the run first",
-        )
-        like = abstract_state(self._config).model
-        wanted = {f"model/{path}": leaf for path, leaf in by_path(like).items()}
-        found, _ = self._load(wanted, partial=True)
-        return from_paths({path.removeprefix("model/"): leaf for path, leaf in found.items()}, like)
-
-    def _load(self, wanted: dict[str, Any], *, partial: bool = False) -> tuple[dict[str, Any], Any]:
-        """The wanted leaves of the newest step, and what was saved beside them.
-
-        Every leaf that was saved must be wanted, unless the load is `partial`.
-        """
+    def _load(self, wanted: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+        """The newest step's leaves, all of which are wanted, and what was saved beside them."""
         step = self.latest_step
-        loading = ocp.options.PyTreeOptions.Loading(partial_load=partial)
         try:
-            with ocp.Context(pytree_options=ocp.options.PyTreeOptions(loading=loading)):
-                found = self._checkpointer.load_checkpointables(step, {STATE: wanted})[STATE]
+            found = self._checkpointer.load_checkpointables(step, {STATE: wanted})[STATE]
             metadata = self._checkpointer.checkpointables_metadata(step).custom_metadata
         except Exception as error:
             line = str(error).splitlines()[0]

@@ -15,7 +15,7 @@ from gemma_train.model.flops import training_flops_per_token
 from gemma_train.placement import needed_rows, place
 from gemma_train.training.checkpoint import Checkpoints
 from gemma_train.training.claim import claim
-from gemma_train.training.state import TrainState, initial_state
+from gemma_train.training.state import TrainState, imported_state, initial_state
 from gemma_train.training.step import make_step
 from gemma_train.training.stop import StopRequest
 
@@ -38,8 +38,15 @@ def train(config: RunConfig) -> Outcome:
     check(config.data, config.model.vocabulary)
     with jax.set_mesh(mesh), Checkpoints(config) as checkpoints:
         claim(config, begun=checkpoints.latest_step is not None)
-        state, next_row = checkpoints.restore() or (initial_state(config), 0)
+        state, next_row = checkpoints.restore() or (_first_state(config), 0)
         return _loop(config, mesh, checkpoints, state, next_row)
+
+
+def _first_state(config: RunConfig) -> TrainState:
+    """Drawn from the seed, or begun from imported weights."""
+    if config.initial_weights is None:
+        return initial_state(config)
+    return imported_state(config, config.initial_weights)
 
 
 def _loop(

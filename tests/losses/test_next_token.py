@@ -12,9 +12,9 @@ from jax.sharding import NamedSharding
 from gemma_train.axes import activation
 from gemma_train.data.example import Batch
 from gemma_train.errors import UserError
+from gemma_train.leaves import by_path
 from gemma_train.losses.next_token import NextToken, next_token_loss
 from gemma_train.model import ComputeConfig, Gemma, GemmaConfig
-from gemma_train.training.state import by_path
 from tests.tolerances import assert_close, assert_close_leaves
 
 ROWS, LENGTH = 3, 10
@@ -56,7 +56,7 @@ def sample(mesh_of, packed):
 
 def naive(model, batch, z_loss):
     states, _ = model(batch.tokens_bt, batch.positions_bt, batch.segments_bt)
-    logits = model.logits(states)
+    logits = model.unembed(states)
     normalizer = jax.nn.logsumexp(logits, axis=-1)
     target = jnp.take_along_axis(logits, batch.targets_bt[..., None], axis=-1)[..., 0]
     tokens = batch.weights_bt.sum()

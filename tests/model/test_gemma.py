@@ -11,8 +11,8 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 from gemma_train.axes import activation
+from gemma_train.leaves import by_path, from_paths
 from gemma_train.model import Cache, ComputeConfig, Gemma, GemmaConfig
-from gemma_train.training.state import by_path, from_paths
 from tests.tolerances import TOLERANCES, assert_close, assert_close_leaves
 
 COMPUTE = ComputeConfig(dtype="float32", remat="none")
@@ -157,7 +157,7 @@ class Generation:
 def whole_sequence(model, tokens, positions, segments):
     states, cache = model(tokens, positions, segments)
     assert cache is None
-    return states, model.logits(states)
+    return states, model.unembed(states)
 
 
 def lively(config: GemmaConfig, compute: ComputeConfig = COMPUTE) -> Gemma:
@@ -240,7 +240,7 @@ def test_no_token_sees_a_later_one_and_each_sees_the_first(generation):
 @jax.jit
 def with_cache(model, tokens, positions, segments, cache):
     states, cache = model(tokens, positions, segments, cache)
-    return model.logits(states), cache
+    return model.unembed(states), cache
 
 
 PROMPT = 7

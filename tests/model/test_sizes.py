@@ -6,8 +6,8 @@ import pytest
 from flax import nnx
 
 from gemma_train.errors import UserError
+from gemma_train.leaves import by_path
 from gemma_train.model import ComputeConfig, Gemma, GemmaConfig, sizes
-from gemma_train.training.state import by_path
 
 # (embedding, body), text only, without padding rows of the vocabulary: design/gemma.md, section 2,
 # which holds the report's rounded figures as well (1B: 302 and 698 million, and so on).

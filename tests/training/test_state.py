@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from gemma_train.training.state import abstract_state, by_path, from_paths, initial_state
+from gemma_train.leaves import by_path, from_paths
+from gemma_train.training.state import abstract_state, initial_state
 from gemma_train.zero3 import split
 
 MESHES = [(1, 1, 1), (2, 2, 2), (1, 8, 1)]

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from jax import monitoring
 
+from gemma_train.leaves import by_path, from_paths
 from gemma_train.losses.next_token import next_token_loss
 from gemma_train.optimizer import learning_rate
 from gemma_train.placement import place
-from gemma_train.training.state import by_path, from_paths, initial_state
+from gemma_train.training.state import initial_state
 from gemma_train.training.step import make_step
 from gemma_train.zero3 import split
 from tests.tolerances import assert_close, assert_close_leaves

@@ -1,5 +1,5 @@
-from gemma_train.data import progress as module
-from gemma_train.data.progress import progress
+from gemma_train.metrics import byte_progress as module
+from gemma_train.metrics.byte_progress import progress
 
 
 def test_without_a_terminal_lines_come_at_intervals(capsys, monkeypatch):

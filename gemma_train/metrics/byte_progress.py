@@ -7,11 +7,12 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 
+Advance = Callable[[int], None]
 _SECONDS_BETWEEN_LINES = 10
 
 
 @contextmanager
-def progress(title: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
+def progress(title: str, total_bytes: int) -> Iterator[Advance]:
     """Yields a function to call with the number of bytes that have been done since."""
     if Console().is_terminal:
         columns = ("{task.description}", BarColumn(), DownloadColumn(), TimeRemainingColumn())
@@ -22,7 +23,7 @@ def progress(title: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
         yield _lines(title, total_bytes)
 
 
-def _lines(title: str, total_bytes: int) -> Callable[[int], None]:
+def _lines(title: str, total_bytes: int) -> Advance:
     done, due = 0, time.monotonic() + _SECONDS_BETWEEN_LINES
 
     def advance(count: int) -> None:

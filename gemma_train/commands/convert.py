@@ -1,0 +1,45 @@
+"""`gemma-train convert SOURCE TARGET --format F`: weights from one format to another."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from gemma_train import storage
+from gemma_train.config import load
+from gemma_train.conversion.convert import Target, convert
+from gemma_train.conversion.load import open_weights
+from gemma_train.conversion.tensors import DTYPES
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertArguments:
+    """Write weights in another format, one tensor at a time."""
+
+    source: str  # a Hugging Face folder, a gemma Orbax folder or a run
+    target: str  # the folder, or GGUF file, to make
+    format: Target  # hf: Hugging Face; gemma: FLAT Orbax; gguf: llama.cpp; run: to train from
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None  # of the target; the source's
+    tokenizer: str | None = None  # SentencePiece model; by default the one beside the source
+    config: str | None = None  # a run's config whose model the source holds, if it does not say
+
+
+def run(arguments: ConvertArguments) -> None:
+    """Convert, and say what was written and what was left out."""
+    expected = load(arguments.config).model if arguments.config else None
+    weights = open_weights(arguments.source, expected)
+    if arguments.tokenizer:
+        storage.existing(arguments.tokenizer, "tokenizer")
+        weights = replace(weights, tokenizer=arguments.tokenizer)
+    if arguments.dtype:
+        weights = weights.cast(DTYPES[arguments.dtype])
+    convert(weights, arguments.target, arguments.format)
+    parameters = sum(tensor.size for tensor in weights.parameters.values())
+    print(f"wrote {arguments.target}: {parameters:,} parameters in {weights.dtype}")
+    if weights.left_out:
+        print(
+            f"left out {len(weights.left_out)} tensors of the vision encoder and its projector, "
+            f"such as {weights.left_out[0]}: only text models are converted"
+        )
+    if weights.tokenizer is None:
+        print(
+            "no tokenizer.model was beside the source: give --tokenizer to have one in the target"
+        )

@@ -1,0 +1,141 @@
+"""Orbax folders of the gemma library: its FLAT, NESTED and STACKED layouts in, FLAT out.
+
+FLAT is how Gemma was released: one dictionary whose keys are paths. The library keeps no config, so
+that a folder is known by its shapes; ours carry a record beside the arrays. Vision and projector
+are left out. Source: google-deepmind/gemma, gemma/gm/ckpts/_checkpoint.py and _compat.py.
+"""
+
+import re
+from dataclasses import replace
+
+from etils import epath
+
+from gemma_train import storage
+from gemma_train.config import read_model_record, record
+from gemma_train.conversion import orbax_arrays
+from gemma_train.conversion.mapping import from_ours, to_ours
+from gemma_train.conversion.tensors import Tensors, Weights, slices
+from gemma_train.conversion.tokenizer_files import copy_tokenizer, find_tokenizer
+from gemma_train.errors import UserError
+from gemma_train.metrics.byte_progress import Advance
+from gemma_train.model import sizes
+from gemma_train.model.config import GemmaConfig
+from gemma_train.run_files import STATE
+
+RECORD = "gemma_config.py"
+_SIGNS = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt")
+_LONG = {"global_rope_factor": 8.0, "context": 131_072}
+_PUBLISHED = (
+    sizes.GEMMA1_2B,
+    sizes.GEMMA1_7B,
+    sizes.GEMMA2_2B,
+    sizes.GEMMA2_9B,
+    sizes.GEMMA2_27B,
+    sizes.GEMMA3_270M,
+    sizes.GEMMA3_1B,
+    # As they were released, after the stage that rescales RoPE.
+    replace(sizes.GEMMA3_4B, **_LONG),
+    replace(sizes.GEMMA3_12B, **_LONG),
+    replace(sizes.GEMMA3_27B, **_LONG),
+)
+_TRANSFORMER = "transformer/"
+# Dumps of post-training stand one folder deeper.
+_DEEPER = "rlx_networks/policy_network/"
+_NOT_TEXT = ("SigLiPFromPatches_0/", "vision_encoder/", _TRANSFORMER + "embedder/mm_")
+_STACKED = re.compile(r"transformer/stacked_layers/attention_type_(\d+)/(.*)")
+_LAYER = re.compile(r"transformer/layer_(\d+)/(.*)")
+
+
+def is_folder(folder: epath.Path) -> bool:
+    """Whether this is an Orbax checkpoint."""
+    return any((folder / sign).exists() for sign in _SIGNS)
+
+
+def read(folder: epath.Path, expected: GemmaConfig | None) -> Weights:
+    """The text model in a folder.
+
+    Its config is `expected`, the record beside it, or the published one of these shapes. Raises
+    `UserError` where there is none of them, and for tensors that are missing, unexpected or of the
+    wrong shape.
+    """
+    text, left_out = _by_flat_name(orbax_arrays.stored(folder))
+    if not text:
+        raise UserError(f"{folder} is an Orbax checkpoint, but not one of a Gemma")
+    if (folder / RECORD).exists():
+        config = read_model_record(folder / RECORD)
+    else:
+        config = expected or _published(text, folder)
+    gates = text.get("transformer/layer_0/mlp/gating_einsum/w")
+    wide_gates = None  # as the library keeps this model, where the shape leaves it open
+    if gates is not None and len(gates.shape) == 3 and gates.shape[1] != gates.shape[2]:
+        wide_gates = gates.shape[1] == config.width
+    return Weights(
+        source=str(folder),
+        format="gemma",
+        config=config,
+        tensors=to_ours(text, config, "gemma", source=str(folder), wide_gates=wide_gates),
+        tokenizer=find_tokenizer(folder),
+        left_out=tuple(left_out),
+    )
+
+
+def write(weights: Weights, folder: epath.Path, advance: Advance) -> None:
+    """Write a FLAT folder that the gemma library loads, and the record of its config."""
+    tensors = from_ours(weights.tensors, weights.config, "gemma")
+    work = folder / "orbax"
+    orbax_arrays.save(work, tensors, advance, levels=2)
+    # Orbax's own format puts a level more than the library's releases have.
+    for part in (work / STATE).iterdir():
+        part.rename(folder / part.name)
+    work.rmtree()
+    storage.write_whole(folder / RECORD, record(weights.config))
+    copy_tokenizer(weights, folder)
+
+
+def _by_flat_name(stored: Tensors) -> tuple[Tensors, list[str]]:
+    """(text tensors by the name that FLAT gives them, names of all others)."""
+    text: Tensors = {}
+    left_out = []
+    names = {name: _flat(name) for name in stored}
+    stacks = [match for name in names.values() if (match := _STACKED.fullmatch(name))]
+    length = max((int(match[1]) + 1 for match in stacks), default=0)
+    for name, tensor in stored.items():
+        flat = names[name]
+        if flat.startswith(_NOT_TEXT):
+            left_out.append(name)
+        elif match := _STACKED.fullmatch(flat):
+            for repetition, one in enumerate(slices(tensor)):
+                layer = repetition * length + int(match[1])
+                text[f"{_TRANSFORMER}layer_{layer}/{match[2]}"] = one
+        else:
+            text[flat] = tensor
+    return text, left_out
+
+
+def _flat(name: str) -> str:
+    name = name.removeprefix(_DEEPER)
+    if not name.startswith((_TRANSFORMER, *_NOT_TEXT)):
+        name = _TRANSFORMER + name  # NESTED
+    if name.startswith(_TRANSFORMER + "vision_encoder/"):
+        return name.removeprefix(_TRANSFORMER)
+    if name.endswith(("mlp/gating_einsum", "mlp/linear")):
+        name += "/w"
+    return name
+
+
+def _published(text: Tensors, folder: epath.Path) -> GemmaConfig:
+    """The published Gemma with this many layers of these shapes."""
+    layers = len({match[1] for name in text if (match := _LAYER.fullmatch(name))})
+    shapes = {name: tensor.shape for name, tensor in text.items()}
+    width = shapes.get("transformer/final_norm/scale", (0,))[0]
+    heads, _, head_dimension = (
+        shapes.get("transformer/layer_0/attn/attn_vec_einsum/w", (0, 0, 0))[i] for i in (0, 2, 1)
+    )
+    found = (layers, width, heads, head_dimension)
+    for config in _PUBLISHED:
+        if found == (config.layers, config.width, config.query_heads, config.head_dimension):
+            return config
+    raise UserError(
+        f"{folder} is no published Gemma ({layers} layers of width {width}, {heads} heads of "
+        f"{head_dimension}) and has no {RECORD}: name the config of a run with such a model"
+    )

@@ -1,0 +1,182 @@
+"""From a format's tensors to our parameters and back, by the one name table.
+
+Both ways are lazy: what comes out is read when it is written.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+from einops import rearrange
+
+from gemma_train.conversion.names import (
+    EMBEDDING,
+    PADDED_ROWS,
+    PADDING,
+    Format,
+    Parameter,
+    Place,
+    parameters,
+    shape_of,
+)
+from gemma_train.conversion.tensors import Tensor, Tensors
+from gemma_train.errors import UserError, require
+from gemma_train.model.config import GemmaConfig
+
+
+def to_ours(
+    theirs: Mapping[str, Tensor],
+    config: GemmaConfig,
+    format: Format,
+    *,
+    source: str,
+    wide_gates: bool | None = None,
+) -> Tensors:
+    """Our parameters from a format's tensors.
+
+    Raises `UserError` naming the first tensor that is missing, unexpected or of the wrong shape.
+    """
+    places = _places(config, format, wide_gates)
+    if missing := [name for name in places if name not in theirs]:
+        raise UserError(f"{source}: {_first(missing)} missing")
+    if unexpected := [name for name in theirs if name not in places]:
+        raise UserError(f"{source}: {_first(unexpected)} unexpected in this model")
+    ours: Tensors = {}
+    for name, parts in places.items():
+        theirs_here = theirs[name]
+        rows = _table_rows(name, theirs_here, parts, config, format)
+        expected = _their_shape(parts, {**config.sizes, "v": rows})
+        require(
+            theirs_here.shape == expected,
+            f"{source}: tensor {name!r} has shape {theirs_here.shape}, "
+            f"but this model's is {expected}",
+        )
+        for our_name, parameter, place in parts:
+            ours[our_name] = _take(theirs_here, parameter, place, config)
+        if rows > config.vocabulary:
+            ours[PADDING] = _rows(theirs_here, slice(config.vocabulary, None))
+    return ours
+
+
+def from_ours(
+    ours: Mapping[str, Tensor],
+    config: GemmaConfig,
+    format: Format,
+    *,
+    wide_gates: bool | None = None,
+) -> Tensors:
+    """A format's tensors from our parameters; a padded table gets its rows back, or zeros."""
+    theirs = {
+        name: _assemble([(ours[n], parameter, place) for n, parameter, place in parts], config)
+        for name, parts in _places(config, format, wide_gates).items()
+    }
+    if EMBEDDING in ours and (rows := _padding_rows(ours, config, format)):
+        (name,) = (n for n, parts in _places(config, format).items() if parts[0][0] == EMBEDDING)
+        theirs[name] = _padded(theirs[name], rows, ours.get(PADDING))
+    return theirs
+
+
+_Part = tuple[str, Parameter, Place]
+
+
+def _layers_in_order(config: GemmaConfig) -> list[int]:
+    """Layer numbers; those that are stored stacked together follow each other."""
+    return sorted(range(config.layers), key=lambda i: (i % len(config.pattern), i))
+
+
+def _places(
+    config: GemmaConfig, format: Format, wide_gates: bool | None = None
+) -> dict[str, list[_Part]]:
+    """Each tensor of a format and the parameters of ours in it, in the order of their parts."""
+    found: dict[str, list[_Part]] = {}
+    templates: dict[str, list[tuple[Parameter, Place]]] = {}
+    for parameter in parameters(config, wide_gates=wide_gates):
+        place: Place = getattr(parameter, format)
+        templates.setdefault(place.name, []).append((parameter, place))
+    for template, rows in templates.items():
+        for layer in _layers_in_order(config) if "{}" in template else [0]:
+            found[template.format(layer)] = [(p.name.format(layer), p, place) for p, place in rows]
+    return found
+
+
+def _their_shape(parts: list[_Part], sizes: dict[str, int]) -> tuple[int, ...]:
+    _, _, place = parts[0]
+    shape = shape_of(place.axes, sizes)
+    return shape if place.part is None else (len(parts), *shape)
+
+
+def _table_rows(
+    name: str, tensor: Tensor, parts: list[_Part], config: GemmaConfig, format: Format
+) -> int:
+    """Rows to expect of the table: the vocabulary, or with the padding that the format adds."""
+    padded = PADDED_ROWS[format].get(config.vocabulary)
+    is_padded = parts[0][0] == EMBEDDING and padded is not None and tensor.shape[:1] == (padded,)
+    return padded if is_padded and padded else config.vocabulary
+
+
+def _padding_rows(ours: Mapping[str, Tensor], config: GemmaConfig, format: Format) -> int:
+    """Rows to add to the table: those that were kept, and those the format always has."""
+    if format == "gemma":
+        return PADDED_ROWS[format].get(config.vocabulary, config.vocabulary) - config.vocabulary
+    return ours[PADDING].shape[0] if format == "hf" and PADDING in ours else 0
+
+
+def _padded(table: Tensor, rows: int, kept: Tensor | None) -> Tensor:
+    shape = (table.shape[0] + rows, table.shape[1])
+
+    def read() -> np.ndarray:
+        whole = np.zeros(shape, table.dtype)
+        whole[: table.shape[0]] = table.read()
+        if kept is not None and kept.shape[0] == rows:
+            whole[table.shape[0] :] = kept.read()
+        return whole
+
+    return Tensor(shape, table.dtype, read)
+
+
+def _rows(tensor: Tensor, rows: slice) -> Tensor:
+    count = len(range(*rows.indices(tensor.shape[0])))
+    return Tensor((count, *tensor.shape[1:]), tensor.dtype, lambda: tensor.read()[rows])
+
+
+def _take(theirs: Tensor, parameter: Parameter, place: Place, config: GemmaConfig) -> Tensor:
+    """One of ours out of a tensor of theirs."""
+    shape = shape_of(parameter.axes, config.sizes)
+
+    def read() -> np.ndarray:
+        array = theirs.read()
+        if place.part is not None:
+            array = array[place.part]
+        if parameter.name == EMBEDDING:
+            array = array[: config.vocabulary]
+        if place.offset:
+            array = (array.astype(np.float32) - place.offset).astype(theirs.dtype)
+        if place.axes == parameter.axes:
+            return array
+        sizes = {letter: config.sizes[letter] for letter in parameter.axes.split()}
+        return rearrange(array, f"{place.axes} -> {parameter.axes}", **sizes)
+
+    return Tensor(shape, theirs.dtype, read)
+
+
+def _assemble(parts: list[tuple[Tensor, Parameter, Place]], config: GemmaConfig) -> Tensor:
+    """A tensor of theirs out of one or more of ours."""
+
+    def one(tensor: Tensor, parameter: Parameter, place: Place) -> np.ndarray:
+        array = tensor.read()
+        if place.offset:
+            array = (array.astype(np.float32) + place.offset).astype(tensor.dtype)
+        return rearrange(array, f"{parameter.axes} -> {place.axes}")
+
+    tensor, _, place = parts[0]
+    shape = shape_of(place.axes, config.sizes)
+    if place.part is None:
+        return Tensor(shape, tensor.dtype, lambda: np.ascontiguousarray(one(*parts[0])))
+    return Tensor(
+        (len(parts), *shape), tensor.dtype, lambda: np.stack([one(*part) for part in parts])
+    )
+
+
+def _first(names: Iterable[str]) -> str:
+    first, *others = names
+    more = f" (and {len(others)} more) are" if others else " is"
+    return f"tensor {first!r}{more}"

@@ -1,0 +1,100 @@
+"""Run folders: the parameters in a run's newest checkpoint, and runs made of imported weights."""
+
+import logging
+
+from etils import epath
+from orbax.checkpoint import v1 as ocp
+
+from gemma_train import storage
+from gemma_train.config import DataConfig, RunConfig, TokenSource, read_record, record
+from gemma_train.conversion import orbax_arrays
+from gemma_train.conversion.names import PADDING
+from gemma_train.conversion.tensors import Weights, stacked, unstacked
+from gemma_train.conversion.tokenizer_files import copy_tokenizer
+from gemma_train.errors import UserError
+from gemma_train.leaves import by_path, from_paths
+from gemma_train.metrics.byte_progress import Advance
+from gemma_train.model import Gemma
+from gemma_train.run_files import CHECKPOINTS, RECORD, TOKENIZER
+
+_MODEL = "model/"
+
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # what orbax logs it also raises
+
+
+def is_folder(folder: epath.Path) -> bool:
+    """Whether this is the folder of a run."""
+    return (folder / RECORD).exists()
+
+
+def read(folder: epath.Path) -> Weights:
+    """The newest checkpoint's parameters."""
+    run = read_record(str(folder))
+    step, tokenizer = _latest_step(folder), storage.path(run.data.tokenizer)
+    leaves = {
+        name.removeprefix(_MODEL): tensor
+        for name, tensor in orbax_arrays.stored(_checkpoint(folder, step)).items()
+        if name.startswith(_MODEL)
+    }
+    return Weights(
+        source=str(folder),
+        format="run",
+        config=run.model,
+        tensors=unstacked(leaves, run.model),
+        tokenizer=str(tokenizer) if tokenizer.exists() else None,
+        step=step,
+    )
+
+
+def restore(folder: epath.Path, step: int, like: Gemma) -> Gemma:
+    """A checkpoint's parameters, each leaf placed and cast as `like` says."""
+    wanted = {_MODEL + path: leaf for path, leaf in by_path(like).items()}
+    found = orbax_arrays.load(_checkpoint(folder, step), wanted)
+    return from_paths({path.removeprefix(_MODEL): leaf for path, leaf in found.items()}, like)
+
+
+def write(weights: Weights, folder: epath.Path, advance: Advance, *, name: str) -> None:
+    """Make a run that has taken no step: its parameters, and a config to edit.
+
+    `name` is the folder's name once it is whole.
+    """
+    copy_tokenizer(weights, folder)
+    config = weights.config
+    run = RunConfig(
+        folder=name,
+        model=config,
+        data=DataConfig(
+            tokenizer=f"{name}/{TOKENIZER}",
+            train=(TokenSource(path="data/train"),),
+            sequence_length=config.context,
+            batch_rows=1,
+        ),
+        steps=1,
+        initial_weights=weights.source,
+    )
+    leaves = stacked(weights.tensors, config)
+    if PADDING in weights.tensors:
+        leaves[PADDING] = weights.tensors[PADDING]
+    orbax_arrays.save(
+        folder / CHECKPOINTS / "0",
+        {_MODEL + name: tensor for name, tensor in leaves.items()},
+        advance,
+        metadata={"next_row": 0, "config": record(run)},
+    )
+    storage.write_whole(folder / RECORD, record(run))
+
+
+def _latest_step(folder: epath.Path) -> int:
+    """The step of the newest finished checkpoint. Raises `UserError` where there is none."""
+    checkpoints = folder.absolute() / CHECKPOINTS
+    latest = None
+    if checkpoints.exists():
+        with ocp.training.Checkpointer(checkpoints, cleanup_tmp_directories=False) as opened:
+            latest = opened.latest
+    if latest is None:
+        raise UserError(f"{checkpoints} holds no finished checkpoint: train the run first")
+    return latest.step
+
+
+def _checkpoint(folder: epath.Path, step: int) -> epath.Path:
+    return folder.absolute() / CHECKPOINTS / str(step)
