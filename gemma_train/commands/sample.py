@@ -44,8 +44,11 @@ def run(arguments: SampleArguments) -> None:
     )
     weights = open_weights(arguments.model)
     held = "float32" if weights.dtype == DTYPES["float32"] else "bfloat16"
-    computed = read_record(weights.source).compute.dtype if weights.format == "run" else held
-    tokenizer_file = arguments.tokenizer or weights.tokenizer
+    computed, tokenizer_file = held, arguments.tokenizer or weights.tokenizer
+    if weights.format == "run":
+        recorded = read_record(weights.source)
+        computed = recorded.compute.dtype
+        tokenizer_file = tokenizer_file or recorded.data.tokenizer
     if tokenizer_file is None:
         raise UserError(f"{arguments.model!r} came without a tokenizer.model: give --tokenizer")
     tokenizer = Tokenizer.load(tokenizer_file)

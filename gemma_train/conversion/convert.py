@@ -20,6 +20,10 @@ def convert(weights: Weights, target: str, format: Target) -> None:
     room, and where the format cannot hold this model.
     """
     _ = weights.dtype  # a mixture is refused
+    require(
+        "://" not in target,
+        f"target {target!r}: weights are written to local folders; copy it after",
+    )
     final = storage.path(target)
     exists = final.exists() and (not final.is_dir() or any(final.iterdir()))
     require(not exists, f"target {target!r} exists: choose another, or remove it")

@@ -59,7 +59,7 @@ def read(folder: epath.Path, expected: GemmaConfig | None) -> Weights:
     wrong shape.
     """
     text, left_out = _by_flat_name(orbax_arrays.stored(folder))
-    if not text:
+    if not any(map(_LAYER.fullmatch, text)):
         raise UserError(f"{folder} is an Orbax checkpoint, but not one of a Gemma")
     if (folder / RECORD).exists():
         config = read_model_record(folder / RECORD)
@@ -126,16 +126,13 @@ def _flat(name: str) -> str:
 def _published(text: Tensors, folder: epath.Path) -> GemmaConfig:
     """The published Gemma with this many layers of these shapes."""
     layers = len({match[1] for name in text if (match := _LAYER.fullmatch(name))})
-    shapes = {name: tensor.shape for name, tensor in text.items()}
-    width = shapes.get("transformer/final_norm/scale", (0,))[0]
-    heads, _, head_dimension = (
-        shapes.get("transformer/layer_0/attn/attn_vec_einsum/w", (0, 0, 0))[i] for i in (0, 2, 1)
-    )
-    found = (layers, width, heads, head_dimension)
+    output = text.get("transformer/layer_0/attn/attn_vec_einsum/w")
+    shape = output.shape if output else None
     for config in _PUBLISHED:
-        if found == (config.layers, config.width, config.query_heads, config.head_dimension):
+        expected = (config.query_heads, config.head_dimension, config.width)
+        if (layers, shape) == (config.layers, expected):
             return config
     raise UserError(
-        f"{folder} is no published Gemma ({layers} layers of width {width}, {heads} heads of "
-        f"{head_dimension}) and has no {RECORD}: name the config of a run with such a model"
+        f"{folder} is no published Gemma ({layers} layers, heads x head dimension x width "
+        f"{shape}) and has no {RECORD}: name the config of a run with such a model"
     )

@@ -11,7 +11,16 @@ from typing import Literal
 
 import numpy as np
 from etils import epath
-from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, RopeScalingType, TokenType
+from gguf import (
+    GGMLQuantizationType,
+    GGUFReader,
+    GGUFType,
+    GGUFValueType,
+    GGUFWriter,
+    LlamaFileType,
+    RopeScalingType,
+    TokenType,
+)
 
 from gemma_train import storage
 from gemma_train.conversion.mapping import from_ours
@@ -40,7 +49,8 @@ _PERIOD = {
 _LAYERS_OF_27B = {"gemma": None, "gemma2": 46, "gemma3": 62}
 _GEMMA3_LOCAL_BASE = 10_000.0
 _END_OF_TURN = "<end_of_turn>"
-# The scores that llama.cpp's converter gives to pieces that no merge may make.
+_GIVEN = ("CONTROL", "UNKNOWN", "USER_DEFINED")  # kinds of pieces that are not learned
+# Their scores, and those of rows without a piece, are the last: llama.cpp merges into any piece.
 _GIVEN_SCORE, _PADDING_SCORE = -1000.0, -10_000.0
 
 
@@ -60,6 +70,7 @@ def write(weights: Weights, file: epath.Path, advance: Advance) -> None:
     tensors = from_ours(norms_wide, config, "gguf")
     writer = GGUFWriter(file, architecture)
     try:
+        writer.add_type(GGUFType.MODEL)
         writer.add_name(storage.path(weights.source).name)
         writer.add_file_type(_STORED[weights.dtype][1])
         _add_config(writer, config)
@@ -71,11 +82,34 @@ def write(weights: Weights, file: epath.Path, advance: Advance) -> None:
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for tensor in tensors.values():
-            array = tensor.read()
-            writer.write_tensor_data(array.view(np.uint16) if array.dtype == BFLOAT16 else array)
+            # Nothing keeps the array, so that it is gone before the next is read.
+            writer.write_tensor_data(_bits(tensor.read()))
             advance(tensor.bytes)
     finally:
         writer.close()
+
+
+def described(file: epath.Path) -> list[str]:
+    """A file's metadata, but for its vocabulary, and its tensors by dtype, as lines to print."""
+    try:
+        reader = GGUFReader(file)
+    except (ValueError, OSError, IndexError) as error:
+        raise UserError(f"{str(file)!r} is not a whole GGUF file: {error}") from None
+    lines = [f"{file}: GGUF file", "", "metadata"]
+    for name, field in reader.fields.items():
+        if field.types[:1] != [GGUFValueType.ARRAY]:
+            lines.append(f"  {name:42} {field.contents()}")
+    lines += ["", "tensors"]
+    for kind in sorted({tensor.tensor_type for tensor in reader.tensors}):
+        tensors = [tensor for tensor in reader.tensors if tensor.tensor_type == kind]
+        count, size = (sum(int(getattr(t, n)) for t in tensors) for n in ("n_elements", "n_bytes"))
+        lines.append(f"  {kind.name:20} {count:,} parameters, {size:,} bytes")
+    return lines
+
+
+def _bits(array: np.ndarray) -> np.ndarray:
+    """The array in a dtype that numpy can write to a file."""
+    return array.view(np.uint16) if array.dtype == BFLOAT16 else array
 
 
 def _architecture(config: GemmaConfig) -> Architecture:
@@ -87,7 +121,7 @@ def _architecture(config: GemmaConfig) -> Architecture:
         require(
             agrees,
             f"model.{field} is {getattr(config, field)!r}, but llama.cpp's {name} has {theirs}: "
-            "a GGUF file cannot hold this model: choose another format",
+            "choose another format for this model",
         )
     return name
 
@@ -194,8 +228,8 @@ def _piece(piece: Piece) -> tuple[str, float, TokenType]:
     What is given, not learned, it looks for in raw text, where a space is no U+2581 yet; of these
     only layout may be USER_DEFINED, which any text can spell: markers would forge a turn.
     """
-    if piece.kind != "USER_DEFINED":
+    if piece.kind not in _GIVEN:
         return piece.text, piece.score, TokenType[piece.kind]
-    is_layout = symbols.is_layout(piece.text)
-    kind = TokenType.USER_DEFINED if is_layout else TokenType.CONTROL
-    return piece.text.replace("\u2581", " "), _GIVEN_SCORE, kind
+    is_marker = piece.kind == "USER_DEFINED" and not symbols.is_layout(piece.text)
+    kind = "CONTROL" if is_marker else piece.kind
+    return piece.text.replace("\u2581", " "), _GIVEN_SCORE, TokenType[kind]

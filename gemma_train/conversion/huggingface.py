@@ -14,7 +14,6 @@ from safetensors.numpy import save_file
 
 from gemma_train.conversion.huggingface_config import read_config, write_config
 from gemma_train.conversion.mapping import from_ours, to_ours
-from gemma_train.conversion.names import PADDING
 from gemma_train.conversion.tensors import DTYPES, Tensor, Tensors, Weights, parcels
 from gemma_train.conversion.tokenizer_files import dump, find_tokenizer, write_huggingface_tokenizer
 from gemma_train.errors import UserError, require
@@ -56,7 +55,11 @@ def read(folder: epath.Path, expected: GemmaConfig | None) -> Weights:
         if name.startswith(_NOT_TEXT):
             left_out.append(name)
         elif not name.endswith(_IGNORED):
-            text[_canonical(name)] = tensor
+            here = _canonical(name)
+            require(
+                here not in text, f"{folder}: tensor {here!r} is there by two names, as {name!r}"
+            )
+            text[here] = tensor
     return Weights(
         source=str(folder),
         format="hf",
@@ -70,8 +73,7 @@ def read(folder: epath.Path, expected: GemmaConfig | None) -> Weights:
 def write(weights: Weights, folder: epath.Path, advance: Advance) -> None:
     """Write a folder that transformers loads, in shards of at most a gigabyte (or one tensor)."""
     tensors = from_ours(weights.tensors, weights.config, "hf")
-    rows = weights.config.vocabulary
-    rows += weights.tensors[PADDING].shape[0] if PADDING in weights.tensors else 0
+    rows = next(iter(tensors.values())).shape[0]  # of the table, the first in names.py
     dtype = next(name for name, dtype in DTYPES.items() if dtype == weights.dtype)
     ids = write_huggingface_tokenizer(weights, folder)
     dump(folder / CONFIG, {**write_config(weights.config, dtype, rows=rows), **ids})
@@ -96,6 +98,7 @@ def write(weights: Weights, folder: epath.Path, advance: Advance) -> None:
 
 def _stored(folder: epath.Path) -> Tensors:
     """Every tensor of a folder's safetensors files, by the name it has there."""
+    require("://" not in str(folder), f"{folder}: safetensors are read from local folders: copy it")
     if (folder / _INDEX).exists():
         where = _json(folder / _INDEX).get("weight_map")
         if not isinstance(where, dict) or not where:
@@ -105,7 +108,7 @@ def _stored(folder: epath.Path) -> Tensors:
             require(
                 "/" not in file, f"{folder / _INDEX} names the file {file!r} outside its folder"
             )
-            shard = _in_file(folder / file, f"named by {_INDEX}")
+            shard = _in_file(folder / file, f", but named by {_INDEX}")
             for name in (name for name, place in where.items() if place == file):
                 require(
                     name in shard,
@@ -125,11 +128,13 @@ def _stored(folder: epath.Path) -> Tensors:
 
 
 def _in_file(file: epath.Path, why: str) -> Tensors:
-    require(file.exists(), f"{file} is missing, {why}: download it again")
+    require(
+        file.exists() and not file.is_dir(), f"{file} is missing{why}: download the folder again"
+    )
 
     def reader(name: str):
-        def read():  # opened anew, so that no other tensor's pages stay mapped
-            with safe_open(file, framework="np") as opened:
+        def read():  # by a read, not through a map, which would hold a second copy in memory
+            with safe_open(file, framework="np", backend="pread") as opened:
                 return opened.get_tensor(name)
 
         return read

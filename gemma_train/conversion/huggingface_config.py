@@ -53,6 +53,7 @@ _ARCHITECTURES = {
     "gemma3_text": "Gemma3ForCausalLM",
 }
 _LOCAL_BASE, _GEMMA3_GLOBAL_BASE = 10_000.0, 1_000_000.0
+_MEANT = "meant_rope_theta"  # local, global: in our folders, where they are not the published
 
 
 def read_config(
@@ -68,6 +69,7 @@ def read_config(
     for cap in ("final_logit_softcapping", "attn_logit_softcapping"):
         keys[cap] = given.get(cap, keys.get(cap))  # null means none
     _check_fixed(kind, keys, file)
+    _check_numbers(kind, keys, file)
     try:
         kinds = _kinds(kind, keys, file)
         local_base, global_base, factor = _rope(kind, keys, file, expected)
@@ -81,7 +83,7 @@ def read_config(
             head_dimension=head,
             hidden=int(keys["intermediate_size"]),
             context=int(keys["max_position_embeddings"]),
-            pattern=_pattern(kinds),
+            pattern=expected.pattern if expected and expected.kinds == kinds else _pattern(kinds),
             window=int(keys["sliding_window"]) if "local" in kinds else None,
             query_scale=scale if scale not in (0, head) else None,
             query_key_norm=kind == "gemma3_text",
@@ -127,11 +129,12 @@ def write_config(config: GemmaConfig, dtype: str, *, rows: int) -> dict[str, Any
         "bos_token_id": 2,
     }
     if kind == "gemma":
-        return {**keys, "hidden_act": "gelu_pytorch_tanh"}
+        keys["hidden_act"] = "gelu_pytorch_tanh"
+        return keys | _meant_bases(config, kind)
     scale = config.query_scale or config.head_dimension
     names = {ours: theirs for theirs, ours in _KINDS.items()}
     keys |= {
-        "query_pre_attn_scalar": int(scale) if scale == int(scale) else scale,
+        "query_pre_attn_scalar": int(scale),
         "sliding_window": config.window,
         "layer_types": [names[kind] for kind in config.kinds],
         "attn_logit_softcapping": config.attention_soft_cap,
@@ -142,7 +145,15 @@ def write_config(config: GemmaConfig, dtype: str, *, rows: int) -> dict[str, Any
         keys["rope_local_base_freq"] = config.local_rope_base
         keys["rope_scaling"] = {"rope_type": "linear", "factor": factor} if factor != 1 else None
         keys["sliding_window_pattern"] = len(config.pattern)
-    return keys
+    return keys | _meant_bases(config, kind)
+
+
+def _meant_bases(config: GemmaConfig, kind: str) -> dict[str, Any]:
+    """A key of ours that says of unpublished bases that they are no mistake."""
+    one_base = (config.global_rope_base,) * 2
+    bases = (config.local_rope_base, config.global_rope_base) if kind == "gemma3_text" else one_base
+    published = (_LOCAL_BASE, _GEMMA3_GLOBAL_BASE if kind == "gemma3_text" else _LOCAL_BASE)
+    return {} if bases == published else {_MEANT: bases}
 
 
 def _text_part(json: dict[str, Any], file: str) -> tuple[str, dict[str, Any]]:
@@ -152,8 +163,13 @@ def _text_part(json: dict[str, Any], file: str) -> tuple[str, dict[str, Any]]:
         text = json.get("text_config")
         if not isinstance(text, dict):
             raise UserError(f"{file}: text_config is missing")
-        return "gemma3_text", {**text, "quantization_config": json.get("quantization_config")}
-    if kind not in _DEFAULTS:
+        of = text.get("model_type", "gemma3_text")
+        require(
+            of == "gemma3_text", f"{file}: model_type of text_config is {of!r}, not gemma3_text"
+        )
+        outer = ("quantization_config", "tie_word_embeddings")
+        return of, {**text, **{key: json[key] for key in outer if json.get(key) is not None}}
+    if not isinstance(kind, str) or kind not in _DEFAULTS:
         raise UserError(
             f"{file}: model_type is {kind!r}: gemma, gemma2, gemma3_text and gemma3 are known"
         )
@@ -180,6 +196,23 @@ def _check_fixed(kind: str, keys: dict[str, Any], file: str) -> None:
         )
     quantized = keys.get("quantization_config")
     require(not quantized, f"{file}: the weights are quantised: give the unquantised folder")
+
+
+def _check_numbers(kind: str, keys: dict[str, Any], file: str) -> None:
+    """Refuse sizes that are no whole numbers, and scales that are no numbers at all."""
+    for key, type_ in (("rope_parameters", dict), ("rope_scaling", dict), ("layer_types", list)):
+        value = keys.get(key, type_())
+        require(
+            isinstance(value, type_), f"{file}: {key} is {value!r}: it must be a {type_.__name__}"
+        )
+    for key in (*_DEFAULTS[kind], "sliding_window_pattern"):
+        value, is_cap = keys.get(key, 1), key.endswith("softcapping")
+        types = (int, float) if is_cap or key == "query_pre_attn_scalar" else (int,)
+        require(
+            (type(value) in types and value > 0) or (value is None and is_cap),
+            f"{file}: {key} is {value!r}: it must be a {'' if float in types else 'whole '}number "
+            "above 0",
+        )
 
 
 def _kinds(kind: str, keys: dict[str, Any], file: str) -> tuple[Kind, ...]:
@@ -222,6 +255,7 @@ def _rope(
     local_base = float(local.get("rope_theta", base))
     meant = {(_LOCAL_BASE, published)}
     meant |= {(expected.local_rope_base, expected.global_rope_base)} if expected else set()
+    meant |= {tuple(keys[_MEANT])} if _MEANT in keys else set()
     require(
         (local_base, base) in meant,
         f"{file}: rope_theta is {base:g} on global layers and {local_base:g} on local ones, but "
@@ -261,6 +295,8 @@ def _kind_of(config: GemmaConfig) -> str:
         "local layers": "local" in config.pattern and kind == "gemma",
         "query_scale": scaled and kind == "gemma",
         "global_rope_factor": config.global_rope_factor != 1 and kind != "gemma3_text",
+        "fractional query_scale": bool(config.query_scale and config.query_scale % 1),
+        "width, which query_heads does not divide": config.width % config.query_heads != 0,
         "local_rope_base": not one_base and kind == "gemma2",
     }
     fault = next((name for name, holds in faults.items() if holds), None)

@@ -43,7 +43,7 @@ def to_ours(
     ours: Tensors = {}
     for name, parts in places.items():
         theirs_here = theirs[name]
-        rows = _table_rows(name, theirs_here, parts, config, format)
+        rows = _table_rows(theirs_here, parts, config, format)
         expected = _their_shape(parts, {**config.sizes, "v": rows})
         require(
             theirs_here.shape == expected,
@@ -104,9 +104,7 @@ def _their_shape(parts: list[_Part], sizes: dict[str, int]) -> tuple[int, ...]:
     return shape if place.part is None else (len(parts), *shape)
 
 
-def _table_rows(
-    name: str, tensor: Tensor, parts: list[_Part], config: GemmaConfig, format: Format
-) -> int:
+def _table_rows(tensor: Tensor, parts: list[_Part], config: GemmaConfig, format: Format) -> int:
     """Rows to expect of the table: the vocabulary, or with the padding that the format adds."""
     padded = PADDED_ROWS[format].get(config.vocabulary)
     is_padded = parts[0][0] == EMBEDDING and padded is not None and tensor.shape[:1] == (padded,)
@@ -114,10 +112,10 @@ def _table_rows(
 
 
 def _padding_rows(ours: Mapping[str, Tensor], config: GemmaConfig, format: Format) -> int:
-    """Rows to add to the table: those that were kept, and those the format always has."""
-    if format == "gemma":
-        return PADDED_ROWS[format].get(config.vocabulary, config.vocabulary) - config.vocabulary
-    return ours[PADDING].shape[0] if format == "hf" and PADDING in ours else 0
+    """Rows to add to the table: those of the format; in Hugging Face's only where they are kept."""
+    rows = PADDED_ROWS[format].get(config.vocabulary, config.vocabulary) - config.vocabulary
+    kept = ours[PADDING].shape[0] if PADDING in ours else 0
+    return rows if format != "hf" or kept == rows else 0
 
 
 def _padded(table: Tensor, rows: int, kept: Tensor | None) -> Tensor:

@@ -1,5 +1,6 @@
 """Arrays in Orbax checkpoints, one at a time: names joined by '/', whatever the nesting."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,12 +14,18 @@ from gemma_train.metrics.byte_progress import Advance
 
 _PARCEL_BYTES = 1 << 28
 
+# What orbax logs it also raises; of a damaged checkpoint asyncio tells once for every array.
+for _name in ("absl", "asyncio"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
+
 
 def stored(checkpoint: epath.Path) -> Tensors:
     """Every array of a checkpoint. Raises `UserError` where it cannot be read."""
     checkpoint = checkpoint.absolute()
     try:
-        tree: Any = ocp.pytree_metadata(checkpoint).metadata
+        tree: Any = ocp.metadata(checkpoint).metadata
+        if tree is None:
+            raise ValueError("the description of its arrays is damaged")
         leaves = list(_leaves(tree))
     except Exception as error:
         raise _unreadable(checkpoint, error) from error
@@ -27,10 +34,16 @@ def stored(checkpoint: epath.Path) -> Tensors:
 
 def load(checkpoint: epath.Path, wanted: Any) -> Any:
     """The wanted part of a checkpoint, each leaf placed and cast as its abstract one says."""
-    loading = ocp.options.PyTreeOptions.Loading(partial_load=True)
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
     try:
-        with ocp.Context(pytree_options=ocp.options.PyTreeOptions(loading=loading)):
-            return ocp.load_pytree(checkpoint, wanted)
+        with context:
+            found = ocp.load(checkpoint, wanted)
+        loaded = dict(_leaves(found))
+        # What a checkpoint lacks comes back as it was given.
+        if missing := [keys for keys, leaf in _leaves(wanted) if loaded[keys] is leaf]:
+            raise ValueError(f"{'/'.join(missing[0])!r} is missing")
+        return found
     except Exception as error:
         raise _unreadable(checkpoint, error) from error
 
@@ -45,6 +58,8 @@ def save(
 ) -> None:
     """Save arrays a few at a time, as dictionaries `levels` deep, names split at the last '/'s."""
     checkpoint = checkpoint.absolute()
+    # Compressed, a third copy of a whole table would be in memory; weights hardly shrink.
+    plain = ocp.options.ArrayOptions(saving=ocp.options.ArrayOptions.Saving(use_compression=False))
     for number, parcel in enumerate(parcels(tensors, _PARCEL_BYTES)):
         tree: dict[str, Any] = {}
         for name, tensor in parcel.items():
@@ -53,7 +68,8 @@ def save(
             for folder in folders:
                 here = here.setdefault(folder, {})
             here[last] = tensor.read()
-        ocp.partial.save(checkpoint, tree, custom_metadata=None if number else metadata)
+        with ocp.Context(array_options=plain):
+            ocp.partial.save(checkpoint, tree, custom_metadata=None if number else metadata)
         advance(sum(tensor.bytes for tensor in parcel.values()))
     ocp.partial.finalize(checkpoint)
 
@@ -82,5 +98,5 @@ def _leaves(tree: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, 
 
 
 def _unreadable(checkpoint: epath.Path, error: Exception) -> UserError:
-    line = (str(error) or type(error).__name__).splitlines()[0]
+    line = (str(error) or type(error).__name__).splitlines()[0].partition(" [tensorstore_spec=")[0]
     return UserError(f"checkpoint {checkpoint} cannot be read: {line}")

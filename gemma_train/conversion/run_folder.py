@@ -1,25 +1,21 @@
 """Run folders: the parameters in a run's newest checkpoint, and runs made of imported weights."""
 
-import logging
-
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from gemma_train import storage
 from gemma_train.config import DataConfig, RunConfig, TokenSource, read_record, record
 from gemma_train.conversion import orbax_arrays
-from gemma_train.conversion.names import PADDING
-from gemma_train.conversion.tensors import Weights, stacked, unstacked
+from gemma_train.conversion.names import PADDING, parameters, shape_of
+from gemma_train.conversion.tensors import Tensors, Weights, stacked, unstacked
 from gemma_train.conversion.tokenizer_files import copy_tokenizer
-from gemma_train.errors import UserError
+from gemma_train.errors import UserError, require
 from gemma_train.leaves import by_path, from_paths
 from gemma_train.metrics.byte_progress import Advance
-from gemma_train.model import Gemma
+from gemma_train.model import Gemma, GemmaConfig
 from gemma_train.run_files import CHECKPOINTS, RECORD, TOKENIZER
 
 _MODEL = "model/"
-
-logging.getLogger("absl").setLevel(logging.CRITICAL)  # what orbax logs it also raises
 
 
 def is_folder(folder: epath.Path) -> bool:
@@ -28,7 +24,10 @@ def is_folder(folder: epath.Path) -> bool:
 
 
 def read(folder: epath.Path) -> Weights:
-    """The newest checkpoint's parameters."""
+    """The newest checkpoint's parameters.
+
+    Raises `UserError` where there is none, and where it does not hold the model of the record.
+    """
     run = read_record(str(folder))
     step, tokenizer = _latest_step(folder), storage.path(run.data.tokenizer)
     leaves = {
@@ -36,11 +35,13 @@ def read(folder: epath.Path) -> Weights:
         for name, tensor in orbax_arrays.stored(_checkpoint(folder, step)).items()
         if name.startswith(_MODEL)
     }
+    tensors = unstacked(leaves, run.model)
+    _check(tensors, run.model, _checkpoint(folder, step))
     return Weights(
         source=str(folder),
         format="run",
         config=run.model,
-        tensors=unstacked(leaves, run.model),
+        tensors=tensors,
         tokenizer=str(tokenizer) if tokenizer.exists() else None,
         step=step,
     )
@@ -82,6 +83,23 @@ def write(weights: Weights, folder: epath.Path, advance: Advance, *, name: str) 
         metadata={"next_row": 0, "config": record(run)},
     )
     storage.write_whole(folder / RECORD, record(run))
+
+
+def _check(tensors: Tensors, config: GemmaConfig, checkpoint: epath.Path) -> None:
+    """Refuse a checkpoint that does not hold the parameters of this config."""
+    expected = {
+        parameter.name.format(layer): shape_of(parameter.axes, config.sizes)
+        for parameter in parameters(config)
+        for layer in range(config.layers if "{}" in parameter.name else 1)
+    }
+    found = {name: tensor.shape for name, tensor in tensors.items() if name != PADDING}
+    for name in expected | found:
+        here, there = found.get(name, "missing"), expected.get(name, "missing")
+        require(
+            here == there,
+            f"checkpoint {checkpoint} does not hold the model that {RECORD} describes: {name} is "
+            f"{here} in it, {there} there",
+        )
 
 
 def _latest_step(folder: epath.Path) -> int:

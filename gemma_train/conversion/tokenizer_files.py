@@ -39,17 +39,17 @@ def copy_tokenizer(weights: Weights, folder: epath.Path) -> None:
 def write_huggingface_tokenizer(weights: Weights, folder: epath.Path) -> dict[str, Any]:
     """Write tokenizer and generation config as transformers reads them; returns the special ids.
 
-    A Hugging Face source's own files are copied. Otherwise they are made from the SentencePiece
-    model; without one there is no tokenizer, and the ids are Gemma's.
+    A Hugging Face source's own files are copied, if its tokenizer stays. Otherwise they are made
+    from the SentencePiece model; without one there is no tokenizer, and the ids are Gemma's.
     """
     source = storage.path(weights.source)
     ids: dict[str, Any] = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
     copy_tokenizer(weights, folder)
-    if weights.format == "hf":
+    if weights.format == "hf" and weights.tokenizer in (None, find_tokenizer(source)):
         for name in (*_FILES, _GENERATION):
             if (source / name).exists():
                 (source / name).copy(folder / name)
-    elif weights.tokenizer is not None:
+    if weights.tokenizer is not None and not (folder / _CONFIG).exists():
         tokenizer = Tokenizer.load(weights.tokenizer)
         ids = {
             "pad_token_id": tokenizer.pad,

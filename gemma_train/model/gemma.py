@@ -17,7 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import reshard
 
 from gemma_train.axes import activation
-from gemma_train.errors import UserError, require
+from gemma_train.errors import UserError
 from gemma_train.leaves import by_path
 from gemma_train.mesh import mesh_of
 from gemma_train.model.attention import Attention, LayerCache
@@ -138,7 +138,9 @@ class Gemma(nnx.Module):
 def _logits(model: Gemma, tokens_bt, positions_bt, segments_bt) -> jax.Array:
     inputs = packing(tokens_bt, positions_bt, segments_bt)
     states_btd, _ = model(*(reshard(x_bt, activation("bt")) for x_bt in inputs))
-    return model.unembed(states_btd)
+    logits_btv = model.unembed(states_btd)
+    alone = jax.sharding.get_abstract_mesh().size == 1  # then indexing it needs no mesh
+    return whole(logits_btv) if alone else logits_btv
 
 
 def packing(
@@ -155,10 +157,8 @@ def packing(
         raise UserError(f"tokens have shape {tokens_bt.shape}: give [batch, time]")
     given = {"positions": positions_bt, "segment ids": segments_bt}
     for name, x_bt in given.items():
-        require(
-            x_bt is None or jnp.shape(x_bt) == tokens_bt.shape,
-            f"{name} have shape {jnp.shape(x_bt)}, tokens {tokens_bt.shape}: make them equal",
-        )
+        if x_bt is not None and jnp.shape(x_bt) != tokens_bt.shape:
+            raise UserError(f"{name} have shape {jnp.shape(x_bt)}, tokens {tokens_bt.shape}")
     segments_bt = jnp.asarray(jnp.ones_like(tokens_bt) if segments_bt is None else segments_bt)
     if positions_bt is None:
         places_t = jnp.arange(tokens_bt.shape[1])

@@ -191,7 +191,7 @@ def test_the_record_of_a_run_is_never_executed(refused, tmp_path):
         "config = (lambda: 1)()",
     ):
         (tmp_path / "config.py").write_text(text)
-        assert "is not the record of a run" in refused("evaluate", str(tmp_path))
+        assert "is not the record of a RunConfig" in refused("evaluate", str(tmp_path))
 
 
 def test_a_definition_that_is_no_text_or_no_file(refused, tmp_path):

@@ -1,0 +1,198 @@
+"""Convert, inspect, sample and train from a run's weights in every format, by the command line."""
+
+import re
+import shutil
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from gemma_train.commands import command_line
+from gemma_train.conversion import load_model, open_weights
+from gemma_train.metrics import recorder
+
+FIXTURE = str(Path(__file__).parents[1] / "parity/fixtures/gemma1_mqa")
+
+
+@pytest.fixture
+def told(capsys):
+    """Runs a command line to its end, and returns what it printed."""
+
+    def run(*words: str) -> str:
+        code = command_line.run(list(words))
+        printed = capsys.readouterr()
+        assert code == 0, printed.err
+        return printed.out
+
+    return run
+
+
+@pytest.fixture
+def refused(capsys):
+    """Runs a command line that must fail, and returns its one line."""
+
+    def run(*words: str) -> str:
+        assert command_line.run(list(words)) == 2
+        line = capsys.readouterr().err.strip()
+        assert line.startswith("gemma-train: ")
+        assert "\n" not in line
+        return line
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory, finished_run) -> dict[str, str]:
+    """A finished run, and its weights in every format that can be read."""
+    run = str(finished_run[0])
+    folder = tmp_path_factory.mktemp("exported")
+    made = {"run": run}
+    for format in ("hf", "gemma"):
+        made[format] = str(folder / format)
+        assert command_line.run(["convert", run, made[format], "--format", format]) == 0
+    return made
+
+
+def test_a_trained_run_has_the_same_logits_in_every_format(exported):
+    tokens = np.arange(40).reshape(2, 20)
+    wanted = load_model(exported["run"]).logits(tokens)
+    for format in ("hf", "gemma"):
+        np.testing.assert_array_equal(load_model(exported[format]).logits(tokens), wanted)
+
+
+@pytest.mark.parametrize("source", ["hf", "gemma"])
+def test_weights_return_as_a_run_byte_for_byte(told, exported, source, tmp_path):
+    made = str(tmp_path / "back")
+    assert "float32" in told("convert", exported[source], made, "--format", "run")
+    ours, theirs = open_weights(made).tensors, open_weights(exported["run"]).tensors
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert tensor.read().tobytes() == theirs[name].read().tobytes()
+
+
+def test_every_format_samples_the_same_text(told, exported):
+    texts = {
+        told(
+            "sample", folder, "--prompt", "def ", "--temperature", "0", "--maximum-tokens", "20"
+        ).split("\n", 2)[2]
+        for folder in exported.values()
+    }
+    assert len(texts) == 1
+    assert min(map(len, texts)) > len("def ")
+
+
+def test_inspect_prints_config_counts_dtype_and_bytes(told, exported, tmp_path):
+    for format, folder in exported.items():
+        page = told("inspect", folder)
+        assert re.search(r"width +32\n", page)
+        assert re.search(r"pattern +local global\n", page)
+        counts = [
+            int(c.replace(",", "")) for c in re.findall(r"(?:ing|body|total) +([\d,]+)", page)
+        ]
+        assert counts[0] == 600 * 32
+        assert counts[0] + counts[1] == counts[2]
+        assert f"{4 * counts[2]:,} bytes" in page
+        assert ("after 12 steps" in page) == (format == "run")
+    file = str(tmp_path / "model.gguf")
+    # llama.cpp knows Gemma 3 with every sixth layer global; this run's every second is refused.
+    assert command_line.run(["convert", exported["run"], file, "--format", "gguf"]) == 2
+
+
+def test_a_run_in_half_the_bytes(told, exported, tmp_path):
+    made = tmp_path / "half"
+    told("convert", exported["run"], str(made), "--format", "hf", "--dtype", "bfloat16")
+    stored = load_file(made / "model.safetensors")
+    assert {array.dtype for array in stored.values()} == {np.dtype(ml_dtypes.bfloat16)}
+    assert "bfloat16" in told("inspect", str(made))
+
+
+@pytest.mark.parametrize("source", ["run", "hf", "gemma"])
+def test_training_begins_from_weights_of_any_format(
+    gemma_train, write_config, finished_run, exported, source, tmp_path
+):
+    config = write_config(tmp_path / "more", steps=1)
+    done = gemma_train("train", config, "--initial-weights", exported[source])
+    assert done.returncode == 0, done.stderr
+    first, *_ = recorder.read(tmp_path / "more")
+    begun, *_, ended = (m for m in recorder.read(finished_run[0]) if "gradient_norm" in m)
+    assert abs(first["loss"] - ended["loss"]) < 0.3 < begun["loss"] - first["loss"]
+
+
+def test_weights_of_another_model_are_refused_with_both_values(
+    gemma_train, write_config, exported, tmp_path
+):
+    config = write_config(tmp_path / "other", steps=1)
+    done = gemma_train("train", config, "--initial-weights", exported["hf"], "--model.window", "9")
+    assert done.returncode == 2
+    assert "model.window was 8, is 9" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "other" / "checkpoints" / "1").exists()
+
+
+def test_a_target_that_exists_is_left_alone(refused, tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "file").write_text("mine")
+    line = refused("convert", FIXTURE, str(tmp_path / "there"), "--format", "hf")
+    assert "there" in line and "exists" in line
+    assert [f.name for f in (tmp_path / "there").iterdir()] == ["file"]
+
+
+def test_an_empty_folder_may_be_the_target(told, tmp_path):
+    (tmp_path / "empty").mkdir()
+    told("convert", FIXTURE, str(tmp_path / "empty"), "--format", "hf")
+    assert (tmp_path / "empty" / "config.json").exists()
+
+
+def test_a_conversion_that_fails_leaves_nothing(refused, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(FIXTURE, source)
+    line = refused("convert", str(source), str(tmp_path / "x.gguf"), "--format", "gguf")
+    assert "tokenizer" in line
+    assert [f.name for f in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_disk_without_room_is_told_before_anything_is_written(refused, tmp_path, monkeypatch):
+    monkeypatch.setattr("gemma_train.storage.free_bytes", lambda folder: 1000)
+    assert "needs 0.0 GB" in refused("convert", FIXTURE, str(tmp_path / "x"), "--format", "hf")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_mixture_of_dtypes_is_refused_until_one_is_chosen(refused, told, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(FIXTURE, source)
+    stored = load_file(source / "model.safetensors")
+    odd = "model.layers.1.mlp.up_proj.weight"
+    stored[odd] = stored[odd].astype(np.float16)
+    save_file(stored, source / "model.safetensors")
+    for verb, *words in (("convert", str(tmp_path / "x"), "--format", "hf"), ("sample",)):
+        line = refused(verb, str(source), *words)
+        assert "layers/1/feed_forward/up is float16" in line
+        assert "--dtype" in line
+    told("convert", str(source), str(tmp_path / "y"), "--format", "hf", "--dtype", "float32")
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (("nowhere", "x", "--format", "hf"), "'nowhere' does not exist"),
+        ((f"{FIXTURE}/config.json", "x", "--format", "hf"), "is a file"),
+        ((FIXTURE, "gs://bucket/x", "--format", "hf"), "local folders"),
+        ((FIXTURE, "x", "--format", "onnx"), "onnx"),
+        ((FIXTURE, "x"), "--format"),
+        ((FIXTURE, "--format", "hf"), "--target"),
+        ((FIXTURE, "x", "--format", "hf", "--tokenizer", "nowhere"), "'nowhere' does not exist"),
+        ((FIXTURE, "x", "--format", "hf", "--config", "nowhere"), "'nowhere' does not exist"),
+    ],
+)
+def test_a_wrong_word_is_told(refused, words, part, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert part in refused("convert", *words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_inspect_refuses_what_holds_no_model(refused, tmp_path):
+    assert "holds no model" in refused("inspect", str(tmp_path))
+    (tmp_path / "x.gguf").write_bytes(b"no GGUF")
+    assert "is not a whole GGUF file" in refused("inspect", str(tmp_path / "x.gguf"))
