@@ -74,8 +74,6 @@ def write(weights: Weights, folder: epath.Path, advance: Advance, *, name: str) 
         initial_weights=weights.source,
     )
     leaves = stacked(weights.tensors, config)
-    if PADDING in weights.tensors:
-        leaves[PADDING] = weights.tensors[PADDING]
     orbax_arrays.save(
         folder / CHECKPOINTS / "0",
         {_MODEL + name: tensor for name, tensor in leaves.items()},

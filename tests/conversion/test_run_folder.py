@@ -107,7 +107,7 @@ TRAINED = RunConfig(
     model=GemmaConfig(
         vocabulary=64,
         width=16,
-        layers=3,
+        layers=5,
         query_heads=4,
         key_value_heads=2,
         head_dimension=8,
@@ -157,9 +157,14 @@ def test_the_newest_checkpoint_of_training_is_opened_and_loaded(trained):
     found = open_weights(str(folder))
     assert (found.config, found.step, found.tokenizer) == (TRAINED.model, 12, None)
     assert bits(load_model(str(folder)).parameters()) == parameters[12] != parameters[3]
-    layer = found.tensors["layers/2/attention/query"].read()
-    leaf = np.asarray(load_model(str(folder)).remainder[0].attention.query[...])
-    np.testing.assert_array_equal(layer, leaf)
+    model = load_model(str(folder))
+    # Two repetitions of (local, global), and a local layer.
+    for layer, leaf in (
+        (1, model.pattern[1].attention.query[0]),
+        (2, model.pattern[0].attention.query[1]),
+        (4, model.remainder[0].attention.query[...]),
+    ):
+        np.testing.assert_array_equal(found.tensors[f"layers/{layer}/attention/query"].read(), leaf)
 
 
 def test_it_is_loaded_onto_any_mesh(trained, mesh_of):
@@ -198,8 +203,8 @@ def test_a_run_without_a_finished_checkpoint_is_refused(copied):
 @pytest.mark.parametrize(
     ("old", "new", "line"),
     [
-        ("layers=3", "layers=4", r"layers/2/attention/query is missing in it, \(16, 4, 8\) there"),
-        ("layers=3", "layers=2", r"layers/2/.* is .* in it, missing there"),
+        ("layers=5", "layers=6", r"layers/4/attention/query is missing in it, \(16, 4, 8\) there"),
+        ("layers=5", "layers=4", r"layers/4/.* is .* in it, missing there"),
         ("hidden=32", "hidden=48", r"layers/0/.*/gate is \(16, 32\) in it, \(16, 48\) there"),
         ("norm=True", "norm=False", r"layers/0/attention/\w+_norm is \(8,\) in it, missing there"),
     ],
