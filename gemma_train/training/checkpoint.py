@@ -57,10 +57,8 @@ class Checkpoints:
             saving, self._saving = self._saving, None
             saving.result()
 
-    def restore(self) -> tuple[TrainState, int] | None:
-        """The newest checkpoint's state on the mesh in force and its next row; None without any."""
-        if self.latest_step is None:
-            return None
+    def restore(self) -> tuple[TrainState, int]:
+        """The newest checkpoint's state on the mesh in force, and its next row."""
         like = abstract_state(self._config)
         found, metadata = self._load(by_path(like))
         return from_paths(found, like), int(metadata["next_row"])

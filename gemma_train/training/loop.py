@@ -38,15 +38,17 @@ def train(config: RunConfig) -> Outcome:
     check(config.data, config.model.vocabulary)
     with jax.set_mesh(mesh), Checkpoints(config) as checkpoints:
         claim(config, begun=checkpoints.latest_step is not None)
-        state, next_row = checkpoints.restore() or (_first_state(config), 0)
+        state, next_row = _first_state(config, checkpoints)
         return _loop(config, mesh, checkpoints, state, next_row)
 
 
-def _first_state(config: RunConfig) -> TrainState:
-    """Drawn from the seed, or begun from imported weights."""
-    if config.initial_weights is None:
-        return initial_state(config)
-    return imported_state(config, config.initial_weights)
+def _first_state(config: RunConfig, checkpoints: Checkpoints) -> tuple[TrainState, int]:
+    """The state to go on from, and its next row: saved, imported, or drawn from the seed."""
+    if checkpoints.latest_step:
+        return checkpoints.restore()
+    # A run that was made of imported weights has them, and nothing else, at step 0.
+    weights = config.initial_weights if checkpoints.latest_step is None else config.folder
+    return (initial_state(config) if weights is None else imported_state(config, weights)), 0
 
 
 def _loop(

@@ -120,6 +120,22 @@ def test_training_begins_from_weights_of_any_format(
     assert abs(first["loss"] - ended["loss"]) < 0.3 < begun["loss"] - first["loss"]
 
 
+def test_a_converted_run_trains_once_its_config_names_data(
+    gemma_train, corpus, finished_run, exported, tmp_path
+):
+    made = tmp_path / "begun"
+    assert command_line.run(["convert", exported["hf"], str(made), "--format", "run"]) == 0
+    config = made / "config.py"
+    text = config.read_text().replace("data/train", f"{corpus}/train")
+    config.write_text(text.replace("steps=1,", "steps=2,"))
+    done = gemma_train("train", str(config))
+    assert done.returncode == 0, done.stderr
+    first, *_ = (m for m in recorder.read(made) if "gradient_norm" in m)
+    begun, *_ = (m for m in recorder.read(finished_run[0]) if "gradient_norm" in m)
+    assert first["loss"] < begun["loss"] - 0.3
+    assert sorted(f.name for f in (made / "checkpoints").iterdir()) == ["0", "2"]
+
+
 def test_weights_of_another_model_are_refused_with_both_values(
     gemma_train, write_config, exported, tmp_path
 ):
