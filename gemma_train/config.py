@@ -160,6 +160,8 @@ def _read[Kind](file: epath.Path, kind: type[Kind]) -> Kind:
     try:
         tree = ast.parse(file.read_text())
         values = [node.value for node in tree.body if isinstance(node, ast.Assign)]
+        if not values:
+            raise ValueError("it assigns nothing")
         config = _evaluate(values[-1])
         if not isinstance(config, kind):
             raise ValueError(f"no {kind.__name__} in it")

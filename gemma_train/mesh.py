@@ -125,12 +125,8 @@ def mesh_of(tree: Any) -> Iterator[None]:
     leaf = jax.tree.leaves(tree)[0]
     mesh = jax.typeof(leaf).sharding.mesh
     require(not mesh.empty, "no mesh is in force: call within jax.set_mesh(make_mesh(...))")
-    if isinstance(leaf, jax.core.Tracer):
-        with jax.sharding.use_abstract_mesh(mesh):
-            yield
-    else:
-        with jax.set_mesh(leaf.sharding.mesh):
-            yield
+    with jax.sharding.use_abstract_mesh(mesh):  # the devices are known from the arrays
+        yield
 
 
 def _lay_out(shape: tuple[int, ...], devices: list[jax.Device]) -> np.ndarray:

@@ -145,7 +145,7 @@ def _from_flags(kind: type, words: list[str], verb: str, default: Any = None) ->
         raise UserError(" ".join(line for line in lines if line).split(" For full")[0]) from None
 
 
-NO_SPACE = "no space left on the device: free some, or choose another --folder, and run it again"
+NO_SPACE = "no space left on the device: free some, or choose another place, and run it again"
 
 
 def _told(error: OSError) -> str:

@@ -5,7 +5,7 @@ from typing import Literal
 
 from gemma_train import storage
 from gemma_train.config import load
-from gemma_train.conversion.convert import Target, convert
+from gemma_train.conversion.convert import Target, convert_weights
 from gemma_train.conversion.load import open_weights
 from gemma_train.conversion.tensors import DTYPES
 
@@ -31,7 +31,7 @@ def run(arguments: ConvertArguments) -> None:
         weights = replace(weights, tokenizer=arguments.tokenizer)
     if arguments.dtype:
         weights = weights.cast(DTYPES[arguments.dtype])
-    convert(weights, arguments.target, arguments.format)
+    convert_weights(weights, arguments.target, arguments.format)
     parameters = sum(tensor.size for tensor in weights.parameters.values())
     print(f"wrote {arguments.target}: {parameters:,} parameters in {weights.dtype}")
     if weights.left_out:

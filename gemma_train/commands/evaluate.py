@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import jax
 
 from gemma_train.config import read_record
-from gemma_train.conversion.load import open_weights, place
+from gemma_train.conversion.load import load, open_weights
 from gemma_train.data.pipeline import unigram_entropy
 from gemma_train.errors import require
 from gemma_train.evaluation.held_out import make_held_out_loss
@@ -37,7 +37,7 @@ def run(arguments: EvaluateArguments) -> None:
     mesh = make_mesh(config.mesh, jax.devices()[: config.mesh.devices])
     with jax.set_mesh(mesh):
         weights = open_weights(config.folder)
-        model = place(weights, config.compute)
+        model = load(weights, config.compute)
         evaluate = make_held_out_loss(
             config.data,
             config.loss,

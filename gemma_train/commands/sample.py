@@ -8,8 +8,8 @@ import jax
 
 from gemma_train import storage
 from gemma_train.config import read_record
-from gemma_train.conversion.load import open_weights, place
-from gemma_train.conversion.tensors import DTYPES
+from gemma_train.conversion.load import load, open_weights
+from gemma_train.conversion.tensors import BFLOAT16
 from gemma_train.errors import UserError, require
 from gemma_train.mesh import MeshConfig, make_mesh
 from gemma_train.model import ComputeConfig
@@ -43,7 +43,7 @@ def run(arguments: SampleArguments) -> None:
         seed=arguments.seed,
     )
     weights = open_weights(arguments.model)
-    held = "float32" if weights.dtype == DTYPES["float32"] else "bfloat16"
+    held = "bfloat16" if weights.dtype == BFLOAT16 else "float32"
     computed, tokenizer_file = held, arguments.tokenizer or weights.tokenizer
     if weights.format == "run":
         recorded = read_record(weights.source)
@@ -61,7 +61,7 @@ def run(arguments: SampleArguments) -> None:
     texts = arguments.prompt or ("",)
     prompts = tokenizer.encode_batch(texts, bos=True)
     with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
-        model = place(weights, ComputeConfig(dtype=computed, remat="none"), held)
+        model = load(weights, ComputeConfig(dtype=computed, remat="none"), held)
         steps = stream(model, prompts, config=sampling, stop_ids=stop_ids)
         after = "" if weights.step is None else f" after {weights.step:,} steps"
         print(f"{arguments.model}{after}\n", flush=True)

@@ -1,6 +1,6 @@
 """Weights in and out: Hugging Face, the gemma library's Orbax, GGUF, and our own runs."""
 
-from gemma_train.conversion.convert import convert
+from gemma_train.conversion.convert import convert_weights
 from gemma_train.conversion.load import load_model, named, open_weights
 
-__all__ = ["convert", "load_model", "named", "open_weights"]
+__all__ = ["convert_weights", "load_model", "named", "open_weights"]

@@ -13,7 +13,7 @@ from gemma_train.metrics.byte_progress import progress
 Target = Literal["hf", "gemma", "gguf", "run"]
 
 
-def convert(weights: Weights, target: str, format: Target) -> None:
+def convert_weights(weights: Weights, target: str, format: Target) -> None:
     """Write weights as a Hugging Face folder, a FLAT gemma folder, a GGUF file or a run.
 
     The target appears when it is whole. Raises `UserError` where it exists, where its disk has no
@@ -24,7 +24,8 @@ def convert(weights: Weights, target: str, format: Target) -> None:
         "://" not in target,
         f"target {target!r}: weights are written to local folders; copy it after",
     )
-    final = storage.path(target)
+    final = storage.path(target).resolve()
+    require(final != epath.Path().resolve(), f"target {target!r} is the folder you are in")
     exists = final.exists() and (not final.is_dir() or any(final.iterdir()))
     require(not exists, f"target {target!r} exists: choose another, or remove it")
     size = sum(tensor.bytes for tensor in weights.tensors.values())

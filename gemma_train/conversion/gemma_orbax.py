@@ -20,9 +20,9 @@ from gemma_train.errors import UserError
 from gemma_train.metrics.byte_progress import Advance
 from gemma_train.model import sizes
 from gemma_train.model.config import GemmaConfig
-from gemma_train.run_files import STATE
 
 RECORD = "gemma_config.py"
+_STATE = "state"  # where Orbax puts the arrays in a checkpoint
 _SIGNS = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt")
 _LONG = {"global_rope_factor": 8.0, "context": 131_072}
 _PUBLISHED = (
@@ -54,9 +54,9 @@ def is_folder(folder: epath.Path) -> bool:
 def read(folder: epath.Path, expected: GemmaConfig | None) -> Weights:
     """The text model in a folder.
 
-    Its config is `expected`, the record beside it, or the published one of these shapes. Raises
-    `UserError` where there is none of them, and for tensors that are missing, unexpected or of the
-    wrong shape.
+    Its config is the record beside it, the published one of these shapes, or else `expected`.
+    Raises `UserError` where there is none of them, and for tensors that are missing, unexpected or
+    of the wrong shape.
     """
     text, left_out = _by_flat_name(orbax_arrays.stored(folder))
     if not any(map(_LAYER.fullmatch, text)):
@@ -64,7 +64,12 @@ def read(folder: epath.Path, expected: GemmaConfig | None) -> Weights:
     if (folder / RECORD).exists():
         config = read_model_record(folder / RECORD)
     else:
-        config = expected or _published(text, folder)
+        config = _published(text) or expected
+    if config is None:
+        raise UserError(
+            f"{folder} is no published Gemma ({_shape(text)}) and has no {RECORD}: name the config "
+            "of a run with such a model (--config)"
+        )
     gates = text.get("transformer/layer_0/mlp/gating_einsum/w")
     wide_gates = None  # as the library keeps this model, where the shape leaves it open
     if gates is not None and len(gates.shape) == 3 and gates.shape[1] != gates.shape[2]:
@@ -85,7 +90,7 @@ def write(weights: Weights, folder: epath.Path, advance: Advance) -> None:
     work = folder / "orbax"
     orbax_arrays.save(work, tensors, advance, levels=2)
     # Orbax's own format puts a level more than the library's releases have.
-    for part in (work / STATE).iterdir():
+    for part in (work / _STATE).iterdir():
         part.rename(folder / part.name)
     work.rmtree()
     storage.write_whole(folder / RECORD, record(weights.config))
@@ -123,16 +128,21 @@ def _flat(name: str) -> str:
     return name
 
 
-def _published(text: Tensors, folder: epath.Path) -> GemmaConfig:
+def _published(text: Tensors) -> GemmaConfig | None:
     """The published Gemma with this many layers of these shapes."""
+    for config in _PUBLISHED:
+        if _shape(text) == _told(
+            config.layers, (config.query_heads, config.head_dimension, config.width)
+        ):
+            return config
+    return None
+
+
+def _shape(text: Tensors) -> str:
     layers = len({match[1] for name in text if (match := _LAYER.fullmatch(name))})
     output = text.get("transformer/layer_0/attn/attn_vec_einsum/w")
-    shape = output.shape if output else None
-    for config in _PUBLISHED:
-        expected = (config.query_heads, config.head_dimension, config.width)
-        if (layers, shape) == (config.layers, expected):
-            return config
-    raise UserError(
-        f"{folder} is no published Gemma ({layers} layers, heads x head dimension x width "
-        f"{shape}) and has no {RECORD}: name the config of a run with such a model"
-    )
+    return _told(layers, output.shape if output else None)
+
+
+def _told(layers: int, output: tuple[int, ...] | None) -> str:
+    return f"{layers} layers, heads x head dimension x width {output}"

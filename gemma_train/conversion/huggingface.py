@@ -4,10 +4,12 @@ Text models are read and written; the vision tower and projector of a multimodal
 out. Pickled weights (.bin, .pt) are never opened.
 """
 
+import hashlib
 import json
 import shutil
 from typing import Any
 
+import numpy as np
 from etils import epath
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -20,9 +22,9 @@ from gemma_train.errors import UserError, require
 from gemma_train.metrics.byte_progress import Advance
 from gemma_train.model.config import GemmaConfig
 
-CONFIG = "config.json"
+CONFIG, TABLE = "config.json", "model.embed_tokens.weight"
 _ONE_FILE, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_SHARD_BYTES = 1 << 30
+_SHARD_BYTES = 1 << 29  # of a shard, unless one tensor is larger
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 # What a text model's names begin with, in text folders and in the families of multimodal ones.
@@ -33,8 +35,7 @@ _NOT_TEXT = (
     "model.vision_tower.",
     "model.multi_modal_projector.",
 )
-# The head is the embedding; the frequencies were stored by old versions.
-_IGNORED = ("lm_head.weight", "rotary_emb.inv_freq")
+_HEAD, _FREQUENCIES = "lm_head.weight", "rotary_emb.inv_freq"  # which old versions stored
 
 
 def is_folder(folder: epath.Path) -> bool:
@@ -50,16 +51,24 @@ def read(folder: epath.Path, expected: GemmaConfig | None) -> Weights:
     """
     config = read_config(_json(folder / CONFIG), str(folder / CONFIG), expected)
     text: Tensors = {}
-    left_out = []
+    left_out, head = [], None
     for name, tensor in _stored(folder).items():
         if name.startswith(_NOT_TEXT):
             left_out.append(name)
-        elif not name.endswith(_IGNORED):
+        elif name.endswith(_HEAD):
+            head = tensor
+        elif not name.endswith(_FREQUENCIES):
             here = _canonical(name)
             require(
                 here not in text, f"{folder}: tensor {here!r} is there by two names, as {name!r}"
             )
             text[here] = tensor
+    if head is not None and TABLE in text:
+        require(
+            _digest(head) == _digest(text[TABLE]),
+            f"{folder}: {_HEAD} is not the embedding {TABLE}: Gemma's are one, which this model "
+            "could not keep apart",
+        )
     return Weights(
         source=str(folder),
         format="hf",
@@ -71,13 +80,14 @@ def read(folder: epath.Path, expected: GemmaConfig | None) -> Weights:
 
 
 def write(weights: Weights, folder: epath.Path, advance: Advance) -> None:
-    """Write a folder that transformers loads, in shards of at most a gigabyte (or one tensor)."""
+    """Write a folder that transformers loads, in shards of half a gigabyte or one tensor."""
     tensors = from_ours(weights.tensors, weights.config, "hf")
-    rows = next(iter(tensors.values())).shape[0]  # of the table, the first in names.py
+    rows = tensors[TABLE].shape[0]
     dtype = next(name for name, dtype in DTYPES.items() if dtype == weights.dtype)
     ids = write_huggingface_tokenizer(weights, folder)
     dump(folder / CONFIG, {**write_config(weights.config, dtype, rows=rows), **ids})
-    shards = list(parcels(tensors, _SHARD_BYTES))
+    largest = max(tensor.bytes for tensor in tensors.values())
+    shards = list(parcels(tensors, max(_SHARD_BYTES, largest)))
     where = {}
     for number, shard in enumerate(shards, start=1):
         file = (
@@ -158,6 +168,11 @@ def _in_file(file: epath.Path, why: str) -> Tensors:
     return found
 
 
+def _digest(tensor: Tensor) -> bytes:
+    array = np.ascontiguousarray(tensor.read())
+    return hashlib.sha256(array.reshape(-1).view(np.uint8)).digest()
+
+
 def _canonical(name: str) -> str:
     """The name that a text folder gives this tensor."""
     for prefix in _TEXT:
@@ -169,7 +184,7 @@ def _canonical(name: str) -> str:
 def _json(file: epath.Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text())
-    except (ValueError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, UnicodeDecodeError, RecursionError, OSError) as error:
         raise UserError(f"{file} is not JSON: {error}") from None
     require(isinstance(found, dict), f"{file} does not hold a JSON object")
     return found

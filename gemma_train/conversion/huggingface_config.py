@@ -52,6 +52,7 @@ _ARCHITECTURES = {
     "gemma2": "Gemma2ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
 }
+_MOST_LAYERS = 10_000
 _LOCAL_BASE, _GEMMA3_GLOBAL_BASE = 10_000.0, 1_000_000.0
 _MEANT = "meant_rope_theta"  # local, global: in our folders, where they are not the published
 
@@ -65,6 +66,14 @@ def read_config(
     wrong in some folders that circulate: others than the published need to be `expected`.
     """
     kind, given = _text_part(json, file)
+    for key in _DEFAULTS[kind]:
+        is_null = key in given and given[key] is None and not key.endswith("softcapping")
+        require(not is_null, f"{file}: {key} is null: give its value, or leave it out")
+    layers = given.get("num_hidden_layers", 1)
+    require(
+        not isinstance(layers, int) or layers <= _MOST_LAYERS,
+        f"{file}: num_hidden_layers is {layers}: at most {_MOST_LAYERS:,} are believed",
+    )
     keys = {**_DEFAULTS[kind], **{key: value for key, value in given.items() if value is not None}}
     for cap in ("final_logit_softcapping", "attn_logit_softcapping"):
         keys[cap] = given.get(cap, keys.get(cap))  # null means none
@@ -85,7 +94,7 @@ def read_config(
             context=int(keys["max_position_embeddings"]),
             pattern=expected.pattern if expected and expected.kinds == kinds else _pattern(kinds),
             window=int(keys["sliding_window"]) if "local" in kinds else None,
-            query_scale=scale if scale not in (0, head) else None,
+            query_scale=scale if scale not in (0, head) and kind != "gemma" else None,
             query_key_norm=kind == "gemma3_text",
             post_norms=kind != "gemma",
             attention_soft_cap=keys["attn_logit_softcapping"],
@@ -94,7 +103,7 @@ def read_config(
             global_rope_base=global_base,
             global_rope_factor=factor,
         )
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise UserError(f"{file} is not the config of a Gemma: {error}") from None
 
 
@@ -186,7 +195,7 @@ def _check_fixed(kind: str, keys: dict[str, Any], file: str) -> None:
         "hidden_activation": ("gelu_pytorch_tanh",),
     }
     if kind == "gemma":  # its released configs say gelu and mean the tanh form
-        fixed["hidden_activation"] = fixed["hidden_act"] = ("gelu_pytorch_tanh", "gelu")
+        fixed["hidden_act"] = ("gelu_pytorch_tanh", "gelu")
     if kind == "gemma3_text":
         fixed["attn_logit_softcapping"] = (None,)
     for key, values in fixed.items():
@@ -227,7 +236,9 @@ def _kinds(kind: str, keys: dict[str, Any], file: str) -> tuple[Kind, ...]:
             f"{file}: layer_types has {len(types)} entries for num_hidden_layers {layers}",
         )
         return tuple(_KINDS[t] for t in types)
-    period = int(keys.get("sliding_window_pattern", _PERIOD[kind]))
+    period = _PERIOD[kind]
+    if kind == "gemma3_text":  # transformers does not look at it in Gemma 2
+        period = int(keys.get("sliding_window_pattern", period))
     return tuple("local" if (i + 1) % period else "global" for i in range(layers))
 
 
@@ -254,25 +265,31 @@ def _rope(
     base = float(everywhere.get("rope_theta", keys.get("rope_theta", published)))
     local_base = float(local.get("rope_theta", base))
     meant = {(_LOCAL_BASE, published)}
-    meant |= {(expected.local_rope_base, expected.global_rope_base)} if expected else set()
+    if expected is not None:
+        theirs = expected.local_rope_base if kind == "gemma3_text" else expected.global_rope_base
+        meant.add((theirs, expected.global_rope_base))
     meant |= {tuple(keys[_MEANT])} if _MEANT in keys else set()
     require(
         (local_base, base) in meant,
         f"{file}: rope_theta is {base:g} on global layers and {local_base:g} on local ones, but "
         f"this Gemma has {published:g} and {_LOCAL_BASE:g}: mend the file, or, if it is meant, "
-        "name the config of a run that says so",
+        "name the config of a run that says so (--config)",
     )
     require(
         float(local.get("factor", 1.0)) == 1,
         f"{file}: local layers have a RoPE factor of {local.get('factor')}: Gemma has none there",
     )
+    rope_type = local.get("rope_type", local.get("type", "default"))
+    require(rope_type == "default", f"{file}: local layers have rope_type {rope_type!r}")
     rope_type = everywhere.get("rope_type", everywhere.get("type", "default"))
     require(
         rope_type == "default" or (rope_type == "linear" and kind == "gemma3_text"),
         f"{file}: rope_type is {rope_type!r}: Gemma has 'default', and 'linear' in Gemma 3",
     )
-    factor = float(everywhere.get("factor", 1.0)) if rope_type == "linear" else 1.0
-    return local_base, base, factor
+    if rope_type == "linear":
+        require("factor" in everywhere, f"{file}: rope_type is 'linear', but it has no factor")
+        return local_base, base, float(everywhere["factor"])
+    return local_base, base, 1.0
 
 
 def _without_padding(rows: int) -> int:

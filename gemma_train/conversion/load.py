@@ -12,7 +12,6 @@ from gemma_train import storage
 from gemma_train.config import differences
 from gemma_train.conversion import gemma_orbax, huggingface, run_folder
 from gemma_train.conversion.mapping import from_ours
-from gemma_train.conversion.names import Format
 from gemma_train.conversion.tensors import Tensor, Weights, stacked, unstacked
 from gemma_train.errors import UserError, require
 from gemma_train.leaves import by_path, from_paths
@@ -24,8 +23,9 @@ from gemma_train.placement import abstract
 def open_weights(path: str, expected: GemmaConfig | None = None) -> Weights:
     """The model in a Hugging Face, gemma or run folder, nothing read yet but its config.
 
-    `expected` is needed for gemma folders of unpublished sizes and for unusual bases of RoPE.
-    Raises `UserError` for whatever is not such a folder, or not whole.
+    `expected` is needed for gemma folders of unpublished sizes and for unusual bases of RoPE; what
+    the folder itself says must agree with it, but for the longest context. Raises `UserError` for
+    whatever is not such a folder, or not whole.
     """
     folder = storage.existing(path, "model folder")
     require(
@@ -43,7 +43,25 @@ def open_weights(path: str, expected: GemmaConfig | None = None) -> Weights:
             f"{path!r} holds no model: neither config.json (Hugging Face), nor an Orbax checkpoint "
             "(gemma), nor the config.py of a run"
         )
+    if expected is not None:
+        found = differences(_computed(weights.config), _computed(expected), "model")
+        require(
+            not found,
+            f"{path!r} holds another model than the config ({'; '.join(found[:3])}): "
+            "make the config agree with it",
+        )
     return weights
+
+
+def _computed(config: GemmaConfig) -> GemmaConfig:
+    """The config with one value for all that compute the same."""
+    scale = config.query_scale or config.head_dimension
+    config = replace(config, context=1, pattern=config.kinds, query_scale=scale)
+    if "local" not in config.kinds:
+        config = replace(config, window=None, local_rope_base=1.0)
+    if "global" not in config.kinds:
+        config = replace(config, global_rope_base=1.0, global_rope_factor=1.0)
+    return config
 
 
 def load_model(
@@ -54,35 +72,24 @@ def load_model(
 ) -> Gemma:
     """The model in a Hugging Face folder, a gemma Orbax folder or a run, parameters in `dtype`.
 
-    It computes in that dtype too, on the mesh in force, or else on the first device. `config` is
-    needed where a folder does not tell it (see `open_weights`). Raises `UserError`.
+    It computes in that dtype too, on the mesh in force, or else on this process's first device.
+    `config` is needed where a folder does not tell it (see `open_weights`). Raises `UserError`.
     """
+    require(dtype in ("float32", "bfloat16"), f"dtype is {dtype!r}: choose 'float32' or 'bfloat16'")
     weights = open_weights(path, config)
-    empty = jax.sharding.get_abstract_mesh().empty
-    mesh = jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])) if empty else nullcontext()
-    with mesh:
-        return place(weights, ComputeConfig(dtype=dtype, remat="none"), dtype)
+    empty, devices = jax.sharding.get_abstract_mesh().empty, jax.local_devices()[:1]
+    with jax.set_mesh(make_mesh(MeshConfig(), devices)) if empty else nullcontext():
+        return load(weights, ComputeConfig(dtype=dtype, remat="none"), dtype)
 
 
-def import_model(path: str, config: GemmaConfig, compute: ComputeConfig) -> Gemma:
-    """The model of a folder as a run trains it: this config, float32, on the mesh in force.
-
-    Raises `UserError` where the folder's model differs in anything but the longest context.
-    """
-    weights = open_weights(path, config)
-    found = differences(replace(weights.config, context=config.context), config, "model")
-    if found:
-        raise UserError(
-            f"initial_weights {path!r} hold another model than the run's ({'; '.join(found[:3])}): "
-            "make model agree"
-        )
-    return place(replace(weights, config=config), compute)
-
-
-def place(
+def load(
     weights: Weights, compute: ComputeConfig, dtype: Literal["float32", "bfloat16"] = "float32"
 ) -> Gemma:
-    """The model on the mesh in force, parameters in `dtype`; one leaf at a time in host memory."""
+    """The model on the mesh in force, parameters in `dtype`; one leaf at a time in host memory.
+
+    A run's parameters go from its checkpoint to their devices; of other formats every process
+    reads every tensor.
+    """
     _ = weights.dtype  # a mixture is refused
     like = abstract(lambda: Gemma(weights.config, compute, nnx.Rngs(0)))
     like = jax.tree.map(lambda leaf: leaf.update(dtype=dtype), like)
@@ -94,11 +101,12 @@ def place(
     )
 
 
-def named(model: Gemma, format: Format) -> dict[str, np.ndarray]:
+def named(model: Gemma, format: Literal["hf", "gemma"]) -> dict[str, np.ndarray]:
     """A model's parameters, or its gradient, by the names and in the shapes of a format.
 
     For comparison with other programs; all of it comes into host memory.
     """
+    require(format in ("hf", "gemma"), f"format is {format!r}: choose 'hf' or 'gemma'")
     leaves = {
         name: Tensor(leaf.shape, np.dtype(leaf.dtype), lambda leaf=leaf: np.asarray(leaf))
         for name, leaf in model.parameters().items()

@@ -143,7 +143,7 @@ def _take(theirs: Tensor, parameter: Parameter, place: Place, config: GemmaConfi
     def read() -> np.ndarray:
         array = theirs.read()
         if place.part is not None:
-            array = array[place.part]
+            array = array[place.part].copy()  # a view would hold the other parts as well
         if parameter.name == EMBEDDING:
             array = array[: config.vocabulary]
         if place.offset:

@@ -8,7 +8,7 @@ from gemma_train.config import DataConfig, RunConfig, TokenSource, read_record, 
 from gemma_train.conversion import orbax_arrays
 from gemma_train.conversion.names import PADDING, parameters, shape_of
 from gemma_train.conversion.tensors import Tensors, Weights, stacked, unstacked
-from gemma_train.conversion.tokenizer_files import copy_tokenizer
+from gemma_train.conversion.tokenizer_files import copy_tokenizer, find_tokenizer
 from gemma_train.errors import UserError, require
 from gemma_train.leaves import by_path, from_paths
 from gemma_train.metrics.byte_progress import Advance
@@ -29,7 +29,7 @@ def read(folder: epath.Path) -> Weights:
     Raises `UserError` where there is none, and where it does not hold the model of the record.
     """
     run = read_record(str(folder))
-    step, tokenizer = _latest_step(folder), storage.path(run.data.tokenizer)
+    step, recorded = _latest_step(folder), storage.path(run.data.tokenizer)
     leaves = {
         name.removeprefix(_MODEL): tensor
         for name, tensor in orbax_arrays.stored(_checkpoint(folder, step)).items()
@@ -42,7 +42,7 @@ def read(folder: epath.Path) -> Weights:
         format="run",
         config=run.model,
         tensors=tensors,
-        tokenizer=str(tokenizer) if tokenizer.exists() else None,
+        tokenizer=find_tokenizer(folder) or (str(recorded) if recorded.exists() else None),
         step=step,
     )
 

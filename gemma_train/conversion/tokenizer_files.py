@@ -31,9 +31,12 @@ def find_tokenizer(folder: epath.Path) -> str | None:
 
 
 def copy_tokenizer(weights: Weights, folder: epath.Path) -> None:
-    """Put the SentencePiece model into a folder, if there is one."""
+    """Put the SentencePiece model into a folder, if there is one.
+
+    Raises `UserError` for what is none: a record from elsewhere may name any file of this machine.
+    """
     if weights.tokenizer is not None:
-        storage.existing(weights.tokenizer, "tokenizer").copy(folder / TOKENIZER)
+        (folder / TOKENIZER).write_bytes(Tokenizer.load(weights.tokenizer).model)
 
 
 def write_huggingface_tokenizer(weights: Weights, folder: epath.Path) -> dict[str, Any]:

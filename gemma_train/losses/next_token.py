@@ -12,7 +12,7 @@ from gemma_train.errors import require
 from gemma_train.kernels.vocabulary_loss import LossTerms, vocabulary_loss
 from gemma_train.mesh import mesh_of
 from gemma_train.model import Gemma
-from gemma_train.model.gemma import packing
+from gemma_train.model.gemma import checked, packing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +61,9 @@ def mean_next_token_loss(
 
     Integers of shape [b, t], as in `Gemma.logits`. Differentiable in the model, a pytree.
     """
+    inputs = checked(model.config, tokens_bt, positions_bt, segment_ids_bt)
     with mesh_of(model):
-        return _mean_loss(model, tokens_bt, positions_bt, segment_ids_bt)
+        return _mean_loss(model, *inputs)
 
 
 def mean_next_token_loss_and_gradient(
@@ -72,8 +73,9 @@ def mean_next_token_loss_and_gradient(
     segment_ids_bt: jax.typing.ArrayLike | None = None,
 ) -> tuple[jax.Array, Gemma]:
     """`mean_next_token_loss` and its gradient, which is a Gemma: `gradient.parameters()`."""
+    inputs = checked(model.config, tokens_bt, positions_bt, segment_ids_bt)
     with mesh_of(model):
-        return _mean_loss_and_gradient(model, tokens_bt, positions_bt, segment_ids_bt)
+        return _mean_loss_and_gradient(model, *inputs)
 
 
 @jax.jit

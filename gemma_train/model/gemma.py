@@ -12,12 +12,13 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import reshard
 
 from gemma_train.axes import activation
-from gemma_train.errors import UserError
+from gemma_train.errors import UserError, require
 from gemma_train.leaves import by_path
 from gemma_train.mesh import mesh_of
 from gemma_train.model.attention import Attention, LayerCache
@@ -126,8 +127,9 @@ class Gemma(nnx.Module):
         given; positions count within each segment if not given. Runs on the mesh in force, or
         else on that of the parameters.
         """
+        inputs = checked(self.config, tokens_bt, positions_bt, segment_ids_bt)
         with mesh_of(self):
-            return _logits(self, tokens_bt, positions_bt, segment_ids_bt)
+            return _logits(self, *inputs)
 
     def parameters(self) -> dict[str, jax.Array]:
         """Every parameter by its path, such as 'pattern/0/attention/query' [l, d, n, h]."""
@@ -143,29 +145,39 @@ def _logits(model: Gemma, tokens_bt, positions_bt, segments_bt) -> jax.Array:
     return whole(logits_btv) if alone else logits_btv
 
 
-def packing(
-    tokens_bt: jax.typing.ArrayLike,
-    positions_bt: jax.typing.ArrayLike | None,
-    segments_bt: jax.typing.ArrayLike | None,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(tokens, positions, segments), int32 [b, t], not split; what is None as in `Gemma.logits`.
+def checked(config: GemmaConfig, *inputs_bt: jax.typing.ArrayLike | None) -> list[jax.Array | None]:
+    """(tokens, positions, segment ids) as arrays. Raises `UserError` for shapes and ids that
+    cannot be; ids are looked at where they are known, not in a trace."""
+    arrays = []
+    for name, given in zip(("tokens", "positions", "segment ids"), inputs_bt, strict=True):
+        array = given if isinstance(given, jax.Array) or given is None else np.asarray(given)
+        if array is not None and (array.ndim != 2 or not jnp.issubdtype(array.dtype, jnp.integer)):
+            raise UserError(f"{name} are {array.dtype} {array.shape}: give integers [batch, time]")
+        if array is not None and arrays and array.shape != arrays[0].shape:
+            raise UserError(f"{name} have shape {array.shape}, tokens {arrays[0].shape}")
+        arrays.append(array)
+    if not isinstance(arrays[0], jax.core.Tracer) and arrays[0].size:
+        low, high = int(arrays[0].min()), int(arrays[0].max())
+        require(
+            low >= 0 and high < config.vocabulary,
+            f"tokens go from {low} to {high}, this model's from 0 to {config.vocabulary - 1}",
+        )
+    return arrays
 
-    To be traced. Raises `UserError` for shapes that do not agree.
-    """
-    tokens_bt = jnp.asarray(tokens_bt, jnp.int32)
-    if tokens_bt.ndim != 2:
-        raise UserError(f"tokens have shape {tokens_bt.shape}: give [batch, time]")
-    given = {"positions": positions_bt, "segment ids": segments_bt}
-    for name, x_bt in given.items():
-        if x_bt is not None and jnp.shape(x_bt) != tokens_bt.shape:
-            raise UserError(f"{name} have shape {jnp.shape(x_bt)}, tokens {tokens_bt.shape}")
+
+def packing(
+    tokens_bt: jax.Array, positions_bt: jax.Array | None, segments_bt: jax.Array | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(tokens, positions, segments), int32 [b, t], not split; what is None as in `Gemma.logits`."""
     segments_bt = jnp.asarray(jnp.ones_like(tokens_bt) if segments_bt is None else segments_bt)
     if positions_bt is None:
         places_t = jnp.arange(tokens_bt.shape[1])
         begins_bt = jnp.diff(segments_bt, axis=1, prepend=segments_bt[:, :1] - 1) != 0
         starts_bt = jax.lax.cummax(jnp.where(begins_bt, places_t, 0), axis=1)
         positions_bt = places_t - starts_bt
-    return tokens_bt, jnp.asarray(positions_bt, jnp.int32), segments_bt.astype(jnp.int32)
+    found = (tokens_bt, positions_bt, segments_bt)
+    tokens_bt, positions_bt, segments_bt = (jnp.asarray(x_bt, jnp.int32) for x_bt in found)
+    return tokens_bt, positions_bt, segments_bt
 
 
 @jax.tree_util.register_dataclass

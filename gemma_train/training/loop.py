@@ -6,6 +6,8 @@ import jax
 from jax.sharding import Mesh
 
 from gemma_train.config import RunConfig
+from gemma_train.conversion.load import open_weights
+from gemma_train.conversion.tensors import Weights
 from gemma_train.data.pipeline import batches, check
 from gemma_train.evaluation.held_out import HeldOutLoss, make_held_out_loss
 from gemma_train.mesh import is_leader, make_mesh
@@ -37,18 +39,25 @@ def train(config: RunConfig) -> Outcome:
     mesh = make_mesh(config.mesh)
     check(config.data, config.model.vocabulary)
     with jax.set_mesh(mesh), Checkpoints(config) as checkpoints:
-        claim(config, begun=checkpoints.latest_step is not None)
-        state, next_row = _first_state(config, checkpoints)
+        saved = checkpoints.latest_step
+        weights = None if saved else _weights(config, begun=saved is not None)
+        claim(config, begun=saved is not None)
+        if saved:
+            state, next_row = checkpoints.restore()
+        else:
+            state, next_row = _first_state(config, weights), 0
         return _loop(config, mesh, checkpoints, state, next_row)
 
 
-def _first_state(config: RunConfig, checkpoints: Checkpoints) -> tuple[TrainState, int]:
-    """The state to go on from, and its next row: saved, imported, or drawn from the seed."""
-    if checkpoints.latest_step:
-        return checkpoints.restore()
-    # A run that was made of imported weights has them, and nothing else, at step 0.
-    weights = config.initial_weights if checkpoints.latest_step is None else config.folder
-    return (initial_state(config) if weights is None else imported_state(config, weights)), 0
+def _weights(config: RunConfig, *, begun: bool) -> Weights | None:
+    """What the run begins from, opened but not read; a run made by `convert` has it at step 0."""
+    source = config.folder if begun else config.initial_weights
+    return open_weights(source, config.model) if source else None
+
+
+def _first_state(config: RunConfig, weights: Weights | None) -> TrainState:
+    """Imported, or drawn from the seed."""
+    return initial_state(config) if weights is None else imported_state(config, weights)
 
 
 def _loop(

@@ -8,7 +8,8 @@ import optax
 from flax import nnx
 
 from gemma_train.config import RunConfig
-from gemma_train.conversion.load import import_model
+from gemma_train.conversion.load import load
+from gemma_train.conversion.tensors import Weights
 from gemma_train.model import Gemma
 from gemma_train.optimizer import make_optimizer
 from gemma_train.placement import abstract
@@ -35,12 +36,9 @@ def initial_state(config: RunConfig) -> TrainState:
     return make()
 
 
-def imported_state(config: RunConfig, weights: str) -> TrainState:
-    """The same with parameters of a Hugging Face, gemma or run folder.
-
-    Raises `UserError` where that holds another model, or none.
-    """
-    model = import_model(weights, config.model, config.compute)
+def imported_state(config: RunConfig, weights: Weights) -> TrainState:
+    """The same with the parameters of a folder that was opened for this model."""
+    model = load(replace(weights, config=config.model), config.compute)
     begun = jax.jit(lambda model: replace(_begun(config, model), model=None))(model)
     return replace(begun, model=model)
 

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
@@ -11,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from gemma_train.commands import command_line
 from gemma_train.conversion import load_model, open_weights
+from gemma_train.errors import UserError
 from gemma_train.metrics import recorder
 
 FIXTURE = str(Path(__file__).parents[1] / "parity/fixtures/gemma1_mqa")
@@ -136,15 +138,26 @@ def test_a_converted_run_trains_once_its_config_names_data(
     assert sorted(f.name for f in (made / "checkpoints").iterdir()) == ["0", "2"]
 
 
-def test_weights_of_another_model_are_refused_with_both_values(
-    gemma_train, write_config, exported, tmp_path
-):
+@pytest.mark.parametrize("source", ["run", "hf", "gemma"])
+@pytest.mark.parametrize(
+    "change",
+    [{"window": 9}, {"global_rope_factor": 8.0}, {"final_soft_cap": 30.0}, {"query_scale": 3.0}],
+)
+def test_a_config_must_agree_with_the_weights(exported, source, change):
+    config = open_weights(exported[source]).config
+    assert open_weights(exported[source], replace(config, context=9)).config == config
+    (name,) = change
+    with pytest.raises(UserError, match=f"model.{name} was .*, is {change[name]}"):
+        open_weights(exported[source], replace(config, **change))
+
+
+def test_weights_of_another_model_leave_no_trace(gemma_train, write_config, exported, tmp_path):
     config = write_config(tmp_path / "other", steps=1)
     done = gemma_train("train", config, "--initial-weights", exported["hf"], "--model.window", "9")
     assert done.returncode == 2
     assert "model.window was 8, is 9" in done.stderr
     assert "Traceback" not in done.stderr
-    assert not (tmp_path / "other" / "checkpoints" / "1").exists()
+    assert not (tmp_path / "other" / "config.py").exists()
 
 
 def test_a_target_that_exists_is_left_alone(refused, tmp_path):
@@ -153,6 +166,30 @@ def test_a_target_that_exists_is_left_alone(refused, tmp_path):
     line = refused("convert", FIXTURE, str(tmp_path / "there"), "--format", "hf")
     assert "there" in line and "exists" in line
     assert [f.name for f in (tmp_path / "there").iterdir()] == ["file"]
+
+
+def test_the_folder_one_stands_in_is_no_target(refused, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "is the folder you are in" in refused("convert", FIXTURE, ".", "--format", "hf")
+
+
+def test_a_run_that_was_moved_keeps_its_tokenizer(told, exported, tmp_path):
+    told("convert", exported["run"], str(tmp_path / "made"), "--format", "run")
+    (tmp_path / "made").rename(tmp_path / "moved")
+    assert str(tmp_path / "moved/tokenizer.model") in told("inspect", str(tmp_path / "moved"))
+
+
+def test_a_file_that_is_no_tokenizer_is_not_copied(refused, exported, tmp_path):
+    """A record from elsewhere may name any file of this machine as its tokenizer."""
+    run, secret = tmp_path / "run", tmp_path / "secret"
+    shutil.copytree(exported["run"], run)
+    secret.write_text("private")
+    record = (run / "config.py").read_text()
+    (run / "config.py").write_text(re.sub("tokenizer='[^']*'", f"tokenizer='{secret}'", record))
+    for format in ("hf", "gemma", "run"):
+        line = refused("convert", str(run), str(tmp_path / "made"), "--format", format)
+        assert "is not a SentencePiece model" in line
+        assert not (tmp_path / "made").exists()
 
 
 def test_an_empty_folder_may_be_the_target(told, tmp_path):

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from gemma_train.config import record
 from gemma_train.conversion import gemma_orbax, orbax_arrays
-from gemma_train.conversion.convert import convert
+from gemma_train.conversion.convert import convert_weights
 from gemma_train.conversion.load import load_model, open_weights
 from gemma_train.conversion.mapping import from_ours, to_ours
 from gemma_train.conversion.names import PADDING
@@ -235,7 +235,7 @@ def test_orbax_finds_every_matrix_turned_as_the_library_keeps_it(
     name, heads, groups, layers, tmp_path
 ):
     source = open_weights(str(FIXTURES / name))
-    convert(source, str(tmp_path / "flat"), "gemma")
+    convert_weights(source, str(tmp_path / "flat"), "gemma")
     wide = name.startswith("gemma1")
     expected = by_hand(hugging_face_file(name), layers, heads, groups, wide)
     found = restored(tmp_path / "flat")
@@ -267,7 +267,7 @@ def test_the_library_restores_a_folder_by_its_metadata_as_jax_arrays(tmp_path):
     import jax
 
     source = open_weights(str(FIXTURES / "gemma1_mqa")).cast(BFLOAT16)
-    convert(source, str(tmp_path / "flat"), "gemma")
+    convert_weights(source, str(tmp_path / "flat"), "gemma")
     checkpointer = ocp.StandardCheckpointer()
     tree = checkpointer.metadata(tmp_path / "flat").item_metadata.tree
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -279,14 +279,13 @@ def test_the_library_restores_a_folder_by_its_metadata_as_jax_arrays(tmp_path):
     assert bits(jax.tree.map(np.asarray, found)) == bits(restored(tmp_path / "flat"))
 
 
-def test_a_folder_keeps_its_config_and_its_tokenizer(tmp_path):
+def test_a_folder_keeps_its_config_and_its_tokenizer(tmp_path, tokenizer_file):
     source = open_weights(str(FIXTURES / "gemma3_long"))
-    (tmp_path / "some.model").write_bytes(b"pieces")
-    source = replace(source, tokenizer=str(tmp_path / "some.model"))
-    convert(source, str(tmp_path / "flat"), "gemma")
+    source = replace(source, tokenizer=str(tokenizer_file))
+    convert_weights(source, str(tmp_path / "flat"), "gemma")
     found = open_weights(str(tmp_path / "flat"))
     assert found.config == source.config
-    assert Path(found.tokenizer or "").read_bytes() == b"pieces"
+    assert Path(found.tokenizer or "").read_bytes() == tokenizer_file.read_bytes()
     assert (found.format, found.left_out, found.step) == ("gemma", (), None)
 
 
@@ -392,14 +391,17 @@ def test_a_published_size_is_known_by_its_shapes(name, looks_like):
     assert PADDING in found.tensors if name < "GEMMA3" else PADDING not in found.tensors
 
 
-def test_a_record_beside_the_arrays_or_a_config_says_more_than_the_shapes(looks_like, tmp_path):
+def test_a_record_says_more_than_the_shapes_and_a_config_must_agree(looks_like, tmp_path):
     folder = looks_like(unread(joined(library_shapes("GEMMA3_4B"))))
     unscaled = config_of("GEMMA3_4B")
-    assert open_weights(folder, unscaled).config == unscaled
+    with pytest.raises(UserError, match="global_rope_factor was 8.0, is 1.0"):
+        open_weights(folder, unscaled)
     short = replace(unscaled, context=4096)
     (tmp_path / gemma_orbax.RECORD).write_text(record(short))
     assert open_weights(folder).config == short
     assert open_weights(folder, unscaled).config == short
+    with pytest.raises(UserError, match="window was 1024, is 7"):
+        open_weights(folder, replace(unscaled, window=7))
 
 
 def test_an_unpublished_size_needs_a_config(looks_like):
@@ -482,7 +484,7 @@ def test_a_folder_without_orbax_in_it_is_no_model(tmp_path):
 def whole(tmp_path_factory) -> Path:
     """A FLAT folder of ours."""
     folder = tmp_path_factory.mktemp("whole") / "flat"
-    convert(open_weights(str(FIXTURES / "gemma1_mqa")), str(folder), "gemma")
+    convert_weights(open_weights(str(FIXTURES / "gemma1_mqa")), str(folder), "gemma")
     return folder
 
 
@@ -512,7 +514,7 @@ def test_a_damaged_folder_is_refused_in_one_line_and_nothing_is_written(
     if rest is not None:
         file.write_bytes(content[:rest])
     with pytest.raises(UserError, match=f"checkpoint {folder} cannot be read: ") as refusal:
-        convert(open_weights(str(folder)), str(tmp_path / "new"), "hf")
+        convert_weights(open_weights(str(folder)), str(tmp_path / "new"), "hf")
     assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 1000
     assert [entry.name for entry in tmp_path.iterdir()] == ["damaged"]
 
@@ -537,8 +539,8 @@ def test_a_miniature_of_every_size_comes_back_from_a_run_and_from_hugging_face(n
     source = in_memory(open_weights(save(tmp_path / "source", given), config))
     for format in ("run", "hf"):
         between, back = str(tmp_path / format), str(tmp_path / f"back_from_{format}")
-        convert(source, between, format)
-        convert(open_weights(between), back, "gemma")
+        convert_weights(source, between, format)
+        convert_weights(open_weights(between), back, "gemma")
         assert bits(restored(back)) == bits(given)
         assert open_weights(back).config == config
 
@@ -554,9 +556,9 @@ def test_a_miniature_of_every_size_comes_back_from_a_run_and_from_hugging_face(n
 )
 def test_hugging_faces_tensors_come_back(name, dtype, tmp_path):
     source = open_weights(str(FIXTURES / name)).cast(dtype)
-    convert(source, str(tmp_path / "flat"), "gemma")
+    convert_weights(source, str(tmp_path / "flat"), "gemma")
     flat = open_weights(str(tmp_path / "flat"))
-    convert(flat, str(tmp_path / "hf"), "hf")
+    convert_weights(flat, str(tmp_path / "hf"), "hf")
     given = {key: array.astype(dtype) for key, array in hugging_face_file(name).items()}
     assert bits(load_file(tmp_path / "hf" / "model.safetensors")) == bits(given)
     assert open_weights(str(tmp_path / "hf")).config == source.config
@@ -568,8 +570,10 @@ def test_rows_of_padding_pass_through_a_run_and_are_zeros_where_none_were_kept(t
     given = filled(flat_of(config, "GEMMA2_9B", 256_128))
     source = save(tmp_path / "source", given)
     for format in ("run", "hf"):
-        convert(open_weights(source, config), str(tmp_path / format), format)
-        convert(open_weights(str(tmp_path / format)), str(tmp_path / f"back_{format}"), "gemma")
+        convert_weights(open_weights(source, config), str(tmp_path / format), format)
+        convert_weights(
+            open_weights(str(tmp_path / format)), str(tmp_path / f"back_{format}"), "gemma"
+        )
     assert load_model(str(tmp_path / "run")).embedding.table.shape == (256_000, 2)
     assert bits(restored(tmp_path / "back_run")) == bits(given)
     # transformers' table has the rows of the tokenizer.

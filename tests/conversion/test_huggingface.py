@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from gemma_train.conversion import huggingface
-from gemma_train.conversion.convert import convert
+from gemma_train.conversion.convert import convert_weights
 from gemma_train.conversion.huggingface_config import write_config
 from gemma_train.conversion.load import open_weights
 from gemma_train.conversion.tensors import BFLOAT16
@@ -61,7 +61,7 @@ def stored(folder: str | Path) -> dict[str, tuple]:
 def through(source: str, target: Path, *formats: str) -> Path:
     """Convert to one format after another; the last folder."""
     for number, format in enumerate(formats):
-        convert(open_weights(source), str(target / str(number)), format)
+        convert_weights(open_weights(source), str(target / str(number)), format)
         source = str(target / str(number))
     return Path(source)
 
@@ -92,13 +92,13 @@ def test_fixtures_come_back_byte_for_byte_through_a_run(name, tmp_path):
 
 
 def test_padded_rows_leave_the_model_and_come_back_byte_for_byte_through_a_run(tmp_path):
-    config = replace(miniature("GEMMA3_4B"), vocabulary=262_144, width=3, layers=7)
+    config = replace(miniature("GEMMA3_4B"), vocabulary=262_144, width=8, layers=7)
     arrays = random_tensors(config, 3, BFLOAT16, rows=262_208)
     json_config = write_config(config, "bfloat16", rows=262_208)
     source = write_folder(tmp_path / "source", json_config, arrays)
     weights = open_weights(source)
     assert weights.config.vocabulary == 262_144
-    assert weights.parameters["embedding/table"].shape == (262_144, 3)
+    assert weights.parameters["embedding/table"].shape == (262_144, 8)
     target = through(source, tmp_path, "run", "hf")
     assert open_weights(str(tmp_path / "0")).config.vocabulary == 262_144
     assert stored(target) == stored(source)
@@ -190,10 +190,23 @@ def change_index(folder: Path, change: Callable[[dict[str, str]], object]) -> No
 
 def test_heads_and_frequencies_beside_the_table_are_ignored(single, tmp_path):
     expected = stored(single)
-    names = ("lm_head.weight", "model.layers.0.self_attn.rotary_emb.inv_freq")
-    extra = dict.fromkeys(names, np.ones((96, 40), np.float16))
-    change_tensors(single / ONE_FILE, lambda arrays: arrays.update(extra))
+    frequencies = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32)}
+
+    def add(arrays: dict[str, np.ndarray]) -> None:
+        arrays.update(frequencies, **{"lm_head.weight": arrays["model.embed_tokens.weight"]})
+
+    change_tensors(single / ONE_FILE, add)
     assert stored(through(str(single), tmp_path, "hf")) == expected
+
+
+def test_a_head_of_its_own_is_refused(single):
+    def add(arrays: dict[str, np.ndarray]) -> None:
+        head = arrays["model.embed_tokens.weight"].copy()
+        head[5, 7] += 1
+        arrays["lm_head.weight"] = head
+
+    change_tensors(single / ONE_FILE, add)
+    assert "lm_head.weight is not the embedding" in refusal_of(single)
 
 
 @pytest.mark.parametrize("kept", [0, 7, 1000, -1])
@@ -302,9 +315,9 @@ def test_a_mixture_of_dtypes_is_refused_and_mended_by_a_cast(single, tmp_path):
     change_tensors(single / ONE_FILE, lambda arrays: arrays.update({name: value}))
     weights, target = open_weights(str(single)), tmp_path / "target"
     with pytest.raises(UserError, match="dtypes: final_norm is bfloat16, embedding/table is float"):
-        convert(weights, str(target), "hf")
+        convert_weights(weights, str(target), "hf")
     assert not target.exists()
-    convert(weights.cast(FLOAT32), str(target), "hf")
+    convert_weights(weights.cast(FLOAT32), str(target), "hf")
     expected[name] = (FLOAT32, (40,), value.astype(np.float32).tobytes())
     assert stored(target) == expected
 

@@ -63,7 +63,7 @@ def config_of(name: str) -> GemmaConfig:
 
 def miniature(name: str) -> GemmaConfig:
     """The size with all its layers and heads, but narrow: no two axes have one length."""
-    config = replace(config_of(name), vocabulary=26, width=10, head_dimension=6, hidden=14)
+    config = replace(config_of(name), vocabulary=26, width=32, head_dimension=6, hidden=14)
     return replace(config, query_scale=config.query_scale and config.width / config.query_heads)
 
 

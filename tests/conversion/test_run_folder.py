@@ -13,7 +13,7 @@ from orbax.checkpoint import v1 as ocp
 from gemma_train import storage
 from gemma_train.config import DataConfig, RunConfig, TokenSource, read_record, record
 from gemma_train.conversion import run_folder
-from gemma_train.conversion.convert import convert
+from gemma_train.conversion.convert import convert_weights
 from gemma_train.conversion.load import load_model, open_weights
 from gemma_train.conversion.names import PADDING
 from gemma_train.conversion.tensors import BFLOAT16, Tensor, Weights
@@ -38,23 +38,22 @@ def read(weights: Weights) -> dict:
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
-def made(request, tmp_path_factory) -> tuple[Weights, Path]:
+def made(request, tmp_path_factory, tokenizer_file) -> tuple[Weights, Path]:
     """(the weights, the run made of them)."""
     folder = tmp_path_factory.mktemp("made")
-    (folder / "some.model").write_bytes(b"pieces")
-    source = replace(open_weights(SOURCE), tokenizer=str(folder / "some.model"))
+    source = replace(open_weights(SOURCE), tokenizer=str(tokenizer_file))
     source = source.cast(np.dtype(np.float32) if request.param == "float32" else BFLOAT16)
-    convert(source, str(folder / "run"), "run")
+    convert_weights(source, str(folder / "run"), "run")
     return source, folder / "run"
 
 
-def test_a_run_of_imported_weights_keeps_a_config_to_edit(made):
+def test_a_run_of_imported_weights_keeps_a_config_to_edit(made, tokenizer_file):
     source, folder = made
     config = read_record(str(folder))
     assert (config.model, config.initial_weights) == (source.config, SOURCE)
     assert (config.folder, config.data.tokenizer) == (str(folder), f"{folder}/{TOKENIZER}")
     assert config.data.sequence_length == source.config.context
-    assert (folder / TOKENIZER).read_bytes() == b"pieces"
+    assert (folder / TOKENIZER).read_bytes() == tokenizer_file.read_bytes()
 
 
 def test_it_is_opened_as_the_weights_that_it_was_made_of(made):
@@ -93,7 +92,7 @@ def test_rows_that_pad_a_table_are_kept_but_no_part_of_the_model(tmp_path):
     extra = np.arange(3 * 40, dtype=np.float32).reshape(3, 40)
     padding = Tensor(extra.shape, extra.dtype, lambda: extra)
     source = replace(source, tensors={**source.tensors, PADDING: padding})
-    convert(source, str(tmp_path / "run"), "run")
+    convert_weights(source, str(tmp_path / "run"), "run")
     found = open_weights(str(tmp_path / "run"))
     assert read(found) == read(source)
     assert found.parameters.keys() == source.parameters.keys()
@@ -178,7 +177,7 @@ def test_it_is_loaded_onto_any_mesh(trained, mesh_of):
 
 def test_it_is_converted_without_the_moments(trained, tmp_path):
     folder, parameters = trained
-    convert(open_weights(str(folder)), str(tmp_path / "again"), "run")
+    convert_weights(open_weights(str(folder)), str(tmp_path / "again"), "run")
     assert bits(load_model(str(tmp_path / "again")).parameters()) == parameters[12]
     stored = ocp.metadata(tmp_path / "again" / CHECKPOINTS / "0").metadata
     assert all(name.startswith("model/") for name in stored)

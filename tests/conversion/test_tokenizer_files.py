@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from etils import epath
 
-from gemma_train.conversion.convert import convert
+from gemma_train.conversion.convert import convert_weights
 from gemma_train.conversion.load import open_weights
 from gemma_train.errors import UserError
 from gemma_train.tokenizer.tokenizer import Tokenizer
@@ -44,7 +44,7 @@ def source(tmp_path) -> Path:
 
 def exported(source: Path, target: Path, tokenizer: str | None = None) -> Path:
     weights = open_weights(str(source))
-    convert(replace(weights, tokenizer=tokenizer or weights.tokenizer), str(target), "hf")
+    convert_weights(replace(weights, tokenizer=tokenizer or weights.tokenizer), str(target), "hf")
     return target
 
 
@@ -77,7 +77,7 @@ def test_without_a_tokenizer_there_are_gemmas_ids_alone(source, tmp_path):
 
 def test_a_runs_tokenizer_gets_the_config_that_transformers_needs(source, tmp_path, tokenizer):
     (source / "tokenizer.model").write_bytes(tokenizer.model)
-    convert(open_weights(str(source)), str(tmp_path / "run"), "run")
+    convert_weights(open_weights(str(source)), str(tmp_path / "run"), "run")
     shutil.rmtree(source)
     target = exported(tmp_path / "run", tmp_path / "target")
     assert (target / "tokenizer.model").read_bytes() == tokenizer.model

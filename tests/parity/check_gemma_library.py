@@ -28,7 +28,7 @@ from gemma import gm
 from gemma.gm.ckpts import _checkpoint as layouts
 from gemma.gm.nn.config import AttentionType, TransformerConfig
 
-from gemma_train.conversion.convert import convert
+from gemma_train.conversion.convert import convert_weights
 from gemma_train.conversion.load import load_model, open_weights
 from gemma_train.conversion.mapping import from_ours, to_ours
 from gemma_train.conversion.tensors import BFLOAT16, Tensor
@@ -209,7 +209,7 @@ def check_library_model(name: str, dtype: Any, folder: Path) -> None:
     expected = their_logits(theirs, params, tokens)
     off = error(np.asarray(models["NESTED"].logits(tokens)), expected, name)
 
-    convert(open_weights(str(folder / "STACKED"), ours), str(folder / "ours"), "gemma")
+    convert_weights(open_weights(str(folder / "STACKED"), ours), str(folder / "ours"), "gemma")
     assert_same(gm.ckpts.load_params(folder / "ours"), params, f"{name}, written by us")
     assert_same(gm.ckpts.load_params(folder / "ours", text_only=True), params, f"{name}, text")
     like = abstract_params(gm.nn.Transformer(config=theirs, dtype=dtype))
@@ -227,7 +227,7 @@ def check_fixture(name: str, folder: Path) -> None:
     """A model of transformers: our FLAT, loaded by the library, gives transformers' logits."""
     source = str(FIXTURES / name)
     ours = open_weights(source)
-    convert(ours, str(folder / "flat"), "gemma")
+    convert_weights(ours, str(folder / "flat"), "gemma")
     params = gm.ckpts.load_params(folder / "flat")
     with np.load(FIXTURES / name / "reference.npz") as reference:
         tokens, expected = reference["plain/tokens"], reference["plain/logits"]
