@@ -12,7 +12,7 @@ from gemma_train.errors import require
 from gemma_train.kernels.vocabulary_loss import LossTerms, vocabulary_loss
 from gemma_train.mesh import mesh_of
 from gemma_train.model import Gemma
-from gemma_train.model.gemma import checked, packing
+from gemma_train.model.packing import checked, packing
 
 
 @dataclass(frozen=True, kw_only=True)
