@@ -9,6 +9,8 @@ config = pretraining(
     GEMMA3_12B,
     tokens=12e12,
     batch_rows=384,
-    mesh=MeshConfig(replica=24, data=16, seq=16, runtime="many_processes"),
+    mesh=MeshConfig(
+        replica=24, data=16, seq=16, runtime="many_processes", topology="v4:8x16x16", slices=3
+    ),
     peak_lr=2e-4,
 )

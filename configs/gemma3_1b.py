@@ -9,6 +9,8 @@ config = pretraining(
     GEMMA3_1B,
     tokens=2e12,
     batch_rows=128,
-    mesh=MeshConfig(replica=2, data=16, seq=16, runtime="many_processes"),
+    mesh=MeshConfig(
+        replica=2, data=16, seq=16, runtime="many_processes", topology="v5e:16x16", slices=2
+    ),
     peak_lr=4e-4,
 )

@@ -9,6 +9,6 @@ config = pretraining(
     GEMMA3_27B,
     tokens=14e12,
     batch_rows=768,
-    mesh=MeshConfig(replica=32, data=24, seq=8, runtime="many_processes"),
+    mesh=MeshConfig(replica=32, data=24, seq=8, runtime="many_processes", topology="v5p:16x16x24"),
     peak_lr=2e-4,
 )

@@ -9,6 +9,8 @@ config = pretraining(
     GEMMA3_4B,
     tokens=4e12,
     batch_rows=128,
-    mesh=MeshConfig(replica=8, data=16, seq=16, runtime="many_processes"),
+    mesh=MeshConfig(
+        replica=8, data=16, seq=16, runtime="many_processes", topology="v5e:16x16", slices=8
+    ),
     peak_lr=3e-4,
 )

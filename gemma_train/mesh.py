@@ -29,11 +29,17 @@ class MeshConfig:
     data: int = 1  # devices that share out sequences, parameters, gradients and moments
     seq: int = 1  # devices that share out the positions of a sequence, and parameters again
     runtime: Literal["one_process", "many_processes", "pathways"] = "one_process"  # who drives them
+    topology: str | None = None  # TPU slice the run is meant for, as in v5p:16x16x24: see plan
+    slices: int = 1  # such slices, joined by the data-center network; they lie along replica
 
     def __post_init__(self) -> None:
-        for name in ("replica", "data", "seq"):
+        for name in ("replica", "data", "seq", "slices"):
             size = getattr(self, name)
             require(size >= 1, f"mesh.{name} is {size}: it must be at least 1")
+        require(
+            self.replica % self.slices == 0,
+            f"mesh.slices is {self.slices}: it must divide mesh.replica, {self.replica}",
+        )
 
     @property
     def devices(self) -> int:
