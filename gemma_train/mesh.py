@@ -119,6 +119,12 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     )
 
 
+def on_tpu() -> bool:
+    """Whether the mesh in force is of TPUs, there or described to the compiler."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device is not None and device.device_kind.startswith("TPU")
+
+
 @contextmanager
 def mesh_of(tree: Any) -> Iterator[None]:
     """Put the mesh of a tree's arrays in force, unless one is: for a call that stands alone.

@@ -24,7 +24,7 @@ def split(letters: str, shape: tuple[int, ...], axis_sizes: Mapping[str, int]) -
     longest other dimension that divides, and to d if none does. An axis that divides nothing
     leaves the weight whole over it.
     """
-    axes = sorted((a for a in SPLIT_AXES if axis_sizes[a] > 1), key=lambda a: -axis_sizes[a])
+    axes = _dealt(axis_sizes)
     local = dict(zip(letters, shape, strict=True))
     dealt: dict[str, list[str]] = {letter: [] for letter in letters}
     for turn, axis in enumerate(axes):
@@ -61,9 +61,12 @@ def gather(weight: jax.Array, dtype: jax.typing.DTypeLike, *, keep: int | None =
     mesh, spec = jax.sharding.get_abstract_mesh(), jax.typeof(weight).sharding.spec
     dimensions, reduced = axes_of(weight), set(spec.reduced)
     weight = weight.astype(dtype)
-    while hops := [axes for d, axes in enumerate(dimensions) if axes and d != keep]:
-        reduced.add(min(hops, key=lambda axes: mesh.shape[axes[-1]]).pop())
-        weight = reshard(weight, _spec(dimensions, reduced))
+    for axis in reversed(_dealt(mesh.shape)):
+        for number, axes in enumerate(dimensions):
+            if axis in axes and number != keep:
+                axes.remove(axis)
+                reduced.add(axis)
+                weight = reshard(weight, _spec(dimensions, reduced))
     return weight
 
 
@@ -76,6 +79,11 @@ def axes_of(weight: jax.Array) -> list[list[str]]:
     """The mesh axes over which each dimension is split, outermost first."""
     entries = jax.typeof(weight).sharding.spec.partitions
     return [list(e) if isinstance(e, tuple) else [e] if e else [] for e in entries]
+
+
+def _dealt(axis_sizes: Mapping[str, int]) -> list[str]:
+    """The axes in the order in which they are dealt out: the largest first."""
+    return sorted((a for a in SPLIT_AXES if axis_sizes[a] > 1), key=lambda a: -axis_sizes[a])
 
 
 def _spec(dimensions: list[list[str]], reduced: Iterable[str] = ()) -> PartitionSpec:

@@ -5,12 +5,16 @@ from typing import Literal
 
 import jax
 
+from jax.ad_checkpoint import checkpoint_name
+
 from gemma_train.axes import activation
 from gemma_train.errors import require
-from gemma_train.kernels import attention_blocked, attention_reference
+from gemma_train.kernels import attention_blocked, attention_reference, attention_splash
 from gemma_train.kernels.attention_mask import AttentionMask
+from gemma_train.mesh import on_tpu
 
-Implementation = Literal["auto", "reference", "blocked"]
+Implementation = Literal["auto", "xla", "splash", "blocked", "reference"]
+OUTPUT = "attention_output"  # the name by which a remat policy can keep what the door gives
 
 
 def attention(
@@ -25,10 +29,13 @@ def attention(
     """[b, t, n, h]: each query's values weighted by softmax(query . key) over the keys it may see.
 
     Queries come scaled. Query head m uses key/value head m // (n / k). Sequences may be split over
-    the mesh axis seq: keys and values are then gathered. `auto` takes `blocked` for windows shorter
-    than the row, else `reference`. Raises `UserError` where a form cannot compute the mask.
+    the mesh axis seq: keys and values are then gathered. `auto` takes `splash` on TPU and `xla`
+    elsewhere; `xla` is `blocked` for windows shorter than the row, else `reference`. Raises
+    `UserError` where a form cannot compute the mask.
     """
     if implementation == "auto":
+        implementation = "splash" if on_tpu() else "xla"
+    if implementation == "xla":
         local = mask.window is not None and mask.window < key_bskh.shape[1]
         implementation = "blocked" if local else "reference"
     require(
@@ -38,7 +45,14 @@ def attention(
     local_form = partial(_on_one_shard, soft_cap=soft_cap, implementation=implementation)
     arrays = (query_btnh, key_bskh, value_bskh, mask)
     specs = jax.tree.map(lambda x: activation("btnh"[: x.ndim]), arrays)
-    return jax.shard_map(local_form, in_specs=specs, out_specs=specs[0])(*arrays)
+    output_btnh = jax.shard_map(
+        local_form,
+        in_specs=specs,
+        out_specs=specs[0],
+        check_vma=implementation != "splash",  # the kernel's outputs carry no such types
+    )(*arrays)
+    # Splash names what its backward pass reads itself: named again it would be kept twice.
+    return output_btnh if implementation == "splash" else checkpoint_name(output_btnh, OUTPUT)
 
 
 def _on_one_shard(
@@ -60,6 +74,16 @@ def _on_one_shard(
         key_segments_bs=_all_positions(mask.key_segments_bs),
         window=mask.window,
     )
+    if implementation == "splash":
+        return attention_splash.attend(
+            query_btnh,
+            key_bskh,
+            value_bskh,
+            mask,
+            soft_cap,
+            kept_as=OUTPUT,
+            interpret=not on_tpu(),
+        )
     if implementation == "reference":
         return attention_reference.attend(query_btnh, key_bskh, value_bskh, mask, soft_cap)
     first_query = jax.lax.axis_index("seq") * length if key_bskh.shape[1] != length else 0

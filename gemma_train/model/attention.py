@@ -120,15 +120,15 @@ class Attention(nnx.Module):
                     key_segments_bs=past.segments_bs,
                     window=window,
                 )
+        implementation = self.compute.attention if cache is None else "xla"
         output_btnh = attention(
             query_btnh,
             keys_bskh,
             values_bskh,
             mask,
             soft_cap=self.config.attention_soft_cap,
-            implementation="reference" if x_btd.shape[1] == 1 else self.compute.attention,
+            implementation="reference" if x_btd.shape[1] == 1 else implementation,
         )
-        output_btnh = checkpoint_name(output_btnh, "attention_output")
         output_nhd = gather(self.output[...], x_btd.dtype)
         return contract("btnh,nhd->btd", output_btnh, output_nhd), cache
 

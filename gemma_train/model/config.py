@@ -96,7 +96,7 @@ class ComputeConfig:
     """How the model is computed: none of it changes what the model is."""
 
     dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of activations and gathered weights
-    attention: Literal["auto", "reference"] = "auto"  # auto: local layers in O(t * window)
+    attention: Literal["auto", "xla", "splash", "reference"] = "auto"  # splash on TPU, else xla
     remat: Literal["none", "full", "save_named"] = "full"  # none keeps gathered weights as well
     saved: tuple[str, ...] = ("attention_output", "hidden")  # activations that save_named keeps
 
