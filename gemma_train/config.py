@@ -91,6 +91,7 @@ RESUMABLE_CHANGES = {
     "tensorboard",
     "compute.remat",
     "compute.saved",
+    "compute.offloaded",
     "loss.chunk",
     "data.read_threads",
     "data.prefetch_batches",

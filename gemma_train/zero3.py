@@ -6,9 +6,11 @@ the gradient hop by hop. What a matrix is not split over (replica) is declared `
 ahead of the scan over layers, so that its sum runs on the shard, outside that scan.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec, reshard
 
 from gemma_train.axes import SPLIT_AXES
@@ -18,11 +20,11 @@ WHOLE = "l"
 
 
 def split(letters: str, shape: tuple[int, ...], axis_sizes: Mapping[str, int]) -> PartitionSpec:
-    """The ruled sharding of a parameter: the larger axis splits the model width, the rest others.
+    """The ruled sharding of a parameter: all axes split the model width d, of a table the largest.
 
-    Axes are dealt out from the largest: the first goes to d if d divides, each further one to the
-    longest other dimension that divides, and to d if none does. An axis that divides nothing
-    leaves the weight whole over it.
+    Axes are dealt out from the largest: to d while they divide it, of the table (v) only the first;
+    otherwise to the longest other dimension that divides, and to d if none does. An axis that
+    divides nothing leaves the weight whole over it. Rows of d stay whole lanes of the TPU's tiles.
     """
     axes = _dealt(axis_sizes)
     local = dict(zip(letters, shape, strict=True))
@@ -30,7 +32,7 @@ def split(letters: str, shape: tuple[int, ...], axis_sizes: Mapping[str, int]) -
     for turn, axis in enumerate(axes):
         candidates = sorted(
             (letter for letter in letters if letter not in WHOLE),
-            key=lambda letter: ((letter == "d") != (turn == 0), -local[letter]),
+            key=lambda letter: ((letter == "d") == (turn > 0 and "v" in letters), -local[letter]),
         )
         for letter in candidates:
             if local[letter] % axis_sizes[axis] == 0:
@@ -58,16 +60,51 @@ def gather(weight: jax.Array, dtype: jax.typing.DTypeLike, *, keep: int | None =
 
     The dimension numbered `keep` stays split.
     """
-    mesh, spec = jax.sharding.get_abstract_mesh(), jax.typeof(weight).sharding.spec
-    dimensions, reduced = axes_of(weight), set(spec.reduced)
+    mesh, dimensions = jax.sharding.get_abstract_mesh(), axes_of(weight)
     weight = weight.astype(dtype)
-    for axis in reversed(_dealt(mesh.shape)):
-        for number, axes in enumerate(dimensions):
-            if axis in axes and number != keep:
-                axes.remove(axis)
-                reduced.add(axis)
-                weight = reshard(weight, _spec(dimensions, reduced))
+    hops = [
+        (axis, number)
+        for axis in reversed(_dealt(mesh.shape))
+        for number, axes in enumerate(dimensions)
+        if axis in axes and number != keep
+    ]
+    for axis, number in hops:
+        last = (axis, number) == hops[-1]
+        weight = _hop(weight, axis, number) if last else _hop_in_front(weight, axis, number)
     return weight
+
+
+def _hop(weight: jax.Array, axis: str, number: int) -> jax.Array:
+    """Make the dimension whole over the innermost axis that splits it."""
+    dimensions, reduced = axes_of(weight), jax.typeof(weight).sharding.spec.reduced
+    assert dimensions[number].pop() == axis
+    return reshard(weight, _spec(dimensions, {*reduced, axis}))
+
+
+def _hop_in_front(weight: jax.Array, axis: str, number: int) -> jax.Array:
+    """`_hop` with the devices of the axis as a dimension of its own, moved to the front.
+
+    On TPU the transpose of this form is a reduce-scatter. A dimension within the two that are tiled
+    is one only where its part is a multiple of 256: else XLA sums all and throws most away.
+    """
+    mesh, dimensions = jax.sharding.get_abstract_mesh(), axes_of(weight)
+    outer = dimensions[number][:-1]
+    before, devices = math.prod(mesh.shape[name] for name in outer), mesh.shape[axis]
+    rest = weight.shape[number] // (before * devices)
+    shape = (*weight.shape[:number], before, devices, rest, *weight.shape[number + 1 :])
+    parts = [*dimensions[:number], outer, [axis], [], *dimensions[number + 1 :]]
+    apart = _reshaped(weight, shape, parts)
+    in_front = _hop(jnp.moveaxis(apart, number + 1, 0), axis, 0)
+    return _reshaped(
+        jnp.moveaxis(in_front, 0, number + 1),
+        weight.shape,
+        [*dimensions[:number], outer, *dimensions[number + 1 :]],
+    )
+
+
+def _reshaped(weight: jax.Array, shape: tuple[int, ...], dimensions: list[list[str]]) -> jax.Array:
+    reduced = jax.typeof(weight).sharding.spec.reduced
+    return jax.lax.reshape(weight, shape, out_sharding=_spec(dimensions, reduced))
 
 
 def whole(vector: jax.Array) -> jax.Array:

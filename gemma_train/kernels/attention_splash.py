@@ -41,9 +41,7 @@ def attend(
     for a length that blocks do not divide.
     """
     length, keys = query_btnh.shape[1], key_bskh.shape[1]
-    tables = _tables(
-        length, keys, query_btnh.shape[2], mask.window, soft_cap, kept_as, interpret
-    )
+    tables = _tables(length, keys, query_btnh.shape[2], mask.window, soft_cap, kept_as, interpret)
     kernel = tables if length == keys else _of_this_shard(tables, keys // length)
 
     @jax.vmap
@@ -80,7 +78,9 @@ def _tables(
         "(data.sequence_length / mesh.seq)",
     )
     square = (keys, keys)
-    seen = masks.CausalMask(square) if window is None else masks.LocalMask(square, (window - 1, 0), 0)
+    seen = (
+        masks.CausalMask(square) if window is None else masks.LocalMask(square, (window - 1, 0), 0)
+    )
     block_q, block_kv = _block(length, BLOCK), _block(keys, BLOCK)
     computed = _block(block_kv, COMPUTED)
     sizes = splash.BlockSizes(

@@ -190,6 +190,9 @@ def _reduced(gradient_vd, dtype, rows, columns):
     """The table's gradient on its shard: scattered in the compute dtype, then summed in float32."""
     gradient_vd = gradient_vd.astype(dtype)
     for axis in columns:
-        gradient_vd = jax.lax.psum_scatter(gradient_vd, axis, scatter_dimension=1, tiled=True)
+        # The devices as a dimension in front: as zero3 says, else TPUs would sum all of it.
+        parts = gradient_vd.reshape(gradient_vd.shape[0], jax.lax.axis_size(axis), -1)
+        parts = jnp.moveaxis(parts, 1, 0)
+        gradient_vd = jax.lax.psum_scatter(parts, axis, scatter_dimension=0, tiled=False)
     others = tuple(axis for axis in MESH_AXES if axis not in (*rows, *columns))
     return jax.lax.psum(gradient_vd.astype(jnp.float32), others)

@@ -138,9 +138,9 @@ class Attention(nnx.Module):
         """Scaled, normed and rotated queries and keys, and values."""
         query_dnh = gather(self.query[...], x_btd.dtype)
         key_dkh, value_dkh = (gather(w[...], x_btd.dtype) for w in (self.key, self.value))
-        query_btnh = contract("btd,dnh->btnh", x_btd, query_dnh)
-        key_btkh = contract("btd,dkh->btkh", x_btd, key_dkh)
-        value_btkh = contract("btd,dkh->btkh", x_btd, value_dkh)
+        query_btnh = checkpoint_name(contract("btd,dnh->btnh", x_btd, query_dnh), "query")
+        key_btkh = checkpoint_name(contract("btd,dkh->btkh", x_btd, key_dkh), "key")
+        value_btkh = checkpoint_name(contract("btd,dkh->btkh", x_btd, value_dkh), "value")
         if self.config.query_key_norm:
             query_btnh = rms_norm(query_btnh, self.query_norm[...])
             key_btkh = rms_norm(key_btkh, self.key_norm[...])
@@ -148,8 +148,4 @@ class Attention(nnx.Module):
         scale = (self.config.query_scale or self.config.head_dimension) ** -0.5
         query_btnh = rotate(query_btnh, positions_bt, base, factor) * scale
         key_btkh = rotate(key_btkh, positions_bt, base, factor)
-        return (
-            checkpoint_name(query_btnh, "query"),
-            checkpoint_name(key_btkh, "key"),
-            checkpoint_name(value_btkh, "value"),
-        )
+        return query_btnh, key_btkh, value_btkh

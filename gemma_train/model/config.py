@@ -98,15 +98,33 @@ class ComputeConfig:
     dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of activations and gathered weights
     attention: Literal["auto", "xla", "splash", "reference"] = "auto"  # splash on TPU, else xla
     remat: Literal["none", "full", "save_named"] = "full"  # none keeps gathered weights as well
-    saved: tuple[str, ...] = ("attention_output", "hidden")  # activations that save_named keeps
+    saved: tuple[str, ...] = ("attention_output",)  # products that save_named keeps
+    offloaded: tuple[str, ...] = ()  # products that save_named keeps in the host's memory
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.saved) - set(SAVABLE))
-        require(
-            not unknown,
-            f"compute.saved names {', '.join(unknown)}: choose from {', '.join(SAVABLE)}",
-        )
+        for field in ("saved", "offloaded"):
+            unknown = sorted(set(getattr(self, field)) - set(SAVABLE))
+            require(
+                not unknown,
+                f"compute.{field} names {', '.join(unknown)}: choose from {', '.join(SAVABLE)}",
+            )
+        twice = sorted(set(self.saved) & set(self.offloaded))
+        require(not twice, f"compute.offloaded names {', '.join(twice)}, as compute.saved does")
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """The products that save_named does not compute again."""
+        return self.saved + self.offloaded
 
 
-# Activations that a remat policy can keep, as they are named in the layers.
-SAVABLE = ("query", "key", "value", "attention_output", "hidden", "branch")
+# Products of a layer that a remat policy can keep, as they are named where they are computed.
+SAVABLE = (
+    "query",
+    "key",
+    "value",
+    "attention_output",
+    "attention_branch",
+    "gate",
+    "up",
+    "feed_forward_branch",
+)

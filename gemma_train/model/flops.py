@@ -25,8 +25,13 @@ def training_flops_per_token(config: GemmaConfig, length: int) -> float:
     attention = 2 * config.width * head * (config.query_heads + config.key_value_heads)
     matrices = config.layers * (attention + 3 * config.width * config.hidden)
     matrices += config.vocabulary * config.width
+    return 6.0 * matrices + 3.0 * attention_flops_per_token(config, length)
+
+
+def attention_flops_per_token(config: GemmaConfig, length: int) -> float:
+    """Scores and weighted sums of all layers, forward, over rows of `length` tokens."""
     pairs = sum(_pairs(length, config.window if k == "local" else None) for k in config.kinds)
-    return 6.0 * matrices + 12.0 * config.query_heads * head * pairs / length
+    return 4.0 * config.query_heads * config.head_dimension * pairs / length
 
 
 def _pairs(length: int, window: int | None) -> int:

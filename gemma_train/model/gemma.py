@@ -6,7 +6,6 @@ over the repetitions, so that compile time does not grow with depth. What a cut 
 follows unrolled.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -23,6 +22,7 @@ from gemma_train.model.attention import Attention, LayerCache
 from gemma_train.model.config import ComputeConfig, GemmaConfig, Kind
 from gemma_train.model.layers import Embedding, FeedForward, rms_norm
 from gemma_train.model.packing import checked, packing
+from gemma_train.model.remat import rematerialised
 from gemma_train.model.weight import Declaration
 from gemma_train.zero3 import gather, share, whole
 
@@ -51,13 +51,15 @@ class Block(nnx.Module):
     ) -> tuple[jax.Array, LayerCache | None]:
         normed_btd = rms_norm(x_btd, self.pre_attention_norm[...])
         branch_btd, cache = self.attention(normed_btd, positions_bt, segments_bt, cache)
+        branch_btd = checkpoint_name(branch_btd, "attention_branch")
         if self.post_norms:
             branch_btd = rms_norm(branch_btd, self.post_attention_norm[...])
-        x_btd = x_btd + checkpoint_name(branch_btd, "branch")
+        x_btd = x_btd + branch_btd
         branch_btd = self.feed_forward(rms_norm(x_btd, self.pre_feed_forward_norm[...]))
+        branch_btd = checkpoint_name(branch_btd, "feed_forward_branch")
         if self.post_norms:
             branch_btd = rms_norm(branch_btd, self.post_feed_forward_norm[...])
-        return x_btd + checkpoint_name(branch_btd, "branch"), cache
+        return x_btd + branch_btd, cache
 
 
 class Gemma(nnx.Module):
@@ -87,7 +89,9 @@ class Gemma(nnx.Module):
         pattern = _prepared(self.pattern, vector_rank=2)
         remainder = _prepared(self.remainder, vector_rank=1)
         caches = cache or Cache.none(self.config)
-        repeated, alone = _remat(self.compute, in_scan=True), _remat(self.compute, in_scan=False)
+        repeated, alone = (
+            rematerialised(_run, self.compute, in_scan=in_scan) for in_scan in (True, False)
+        )
 
         def repetition(x_btd, blocks_and_caches):
             new = []
@@ -182,18 +186,5 @@ def _prepared(blocks: nnx.List, vector_rank: int) -> nnx.List:
     return jax.tree.map(lambda w: whole(w) if w.ndim == vector_rank else share(w), blocks)
 
 
-def _remat(compute: ComputeConfig, *, in_scan: bool) -> Callable:
-    """A function that runs a block and recomputes in the backward pass what the policy says."""
-
-    def run(block: Block, *arguments):
-        return block(*arguments)
-
-    policies = jax.checkpoint_policies
-    match compute.remat:
-        case "none":
-            return run
-        case "full":
-            policy = policies.nothing_saveable
-        case "save_named":
-            policy = policies.save_only_these_names(*compute.saved)
-    return jax.checkpoint(run, policy=policy, prevent_cse=not in_scan)
+def _run(block: Block, *arguments):
+    return block(*arguments)

@@ -52,10 +52,10 @@ class FeedForward(nnx.Module):
     def __call__(self, x_btd: jax.Array) -> jax.Array:
         gate_df, up_df = gather(self.gate[...], x_btd.dtype), gather(self.up[...], x_btd.dtype)
         down_fd = gather(self.down[...], x_btd.dtype)
-        gate_btf = contract("btd,df->btf", x_btd, gate_df)
-        up_btf = contract("btd,df->btf", x_btd, up_df)
+        gate_btf = checkpoint_name(contract("btd,df->btf", x_btd, gate_df), "gate")
+        up_btf = checkpoint_name(contract("btd,df->btf", x_btd, up_df), "up")
         hidden_btf = jax.nn.gelu(gate_btf, approximate=True) * up_btf
-        return contract("btf,fd->btd", checkpoint_name(hidden_btf, "hidden"), down_fd)
+        return contract("btf,fd->btd", hidden_btf, down_fd)
 
 
 class Embedding(nnx.Module):
