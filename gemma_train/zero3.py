@@ -55,6 +55,18 @@ def share(weight: jax.Array) -> jax.Array:
     return reshard(weight, PartitionSpec(*spec.partitions, reduced=frozenset(whole_over)))
 
 
+def summed(gradient: jax.Array) -> jax.Array:
+    """The transpose of `share`: a shared weight's gradient, summed over what does not split it."""
+    return reshard(gradient, PartitionSpec(*jax.typeof(gradient).sharding.spec.partitions))
+
+
+def no_gradient(weight: jax.Array) -> jax.Array:
+    """Zeros of the type of a weight's gradient: for a shared weight, of one still to be summed."""
+    spec = jax.typeof(weight).sharding.spec
+    unsummed = PartitionSpec(*spec.partitions, unreduced=frozenset(spec.reduced))
+    return jnp.zeros(weight.shape, weight.dtype, out_sharding=unsummed)
+
+
 def gather(weight: jax.Array, dtype: jax.typing.DTypeLike, *, keep: int | None = None) -> jax.Array:
     """A shared weight, cast and made whole for a contraction, one mesh axis a hop, smallest first.
 

@@ -72,12 +72,21 @@ def test_there_are_ten_sizes_and_all_are_looked_at():
     assert len(MESHES) == 4 + 10 * 6
 
 
-def test_further_axes_go_to_the_longest_other_dimension_and_to_d_if_none_divides():
+def test_axes_go_to_d_while_they_divide_it_then_to_the_longest_other_dimension():
     sizes = {"data_major": 4, "data_minor": 2, "seq": 1}
-    assert split("dnh", (8, 2, 64), sizes) == PartitionSpec("data_major", None, "data_minor")
-    assert split("dnh", (8, 3, 5), sizes) == PartitionSpec(("data_major", "data_minor"), None, None)
+    assert split("dnh", (8, 2, 64), sizes) == PartitionSpec(
+        ("data_major", "data_minor"), None, None
+    )
+    assert split("dnh", (4, 2, 64), sizes) == PartitionSpec("data_major", None, "data_minor")
+    assert split("fd", (10, 4), sizes) == PartitionSpec("data_minor", "data_major")
     assert split("dnh", (7, 3, 5), sizes) == PartitionSpec(None, None, None)
     assert split("ld", (4, 6), sizes) == PartitionSpec(None, "data_minor")
+
+
+def test_a_table_s_rows_take_the_second_axis():
+    sizes = {"data_major": 4, "data_minor": 2, "seq": 1}
+    assert split("vd", (64, 8), sizes) == PartitionSpec("data_minor", "data_major")
+    assert split("vd", (63, 8), sizes) == PartitionSpec(None, ("data_major", "data_minor"))
 
 
 def test_without_a_mesh_no_sharding_is_ruled(mesh_of):
@@ -143,13 +152,17 @@ def test_gathered_weights_give_the_values_and_gradients_of_whole_ones(mesh, dtyp
 
 def test_a_kept_dimension_stays_split(mesh_of):
     with mesh_of(2, 2, 2):
-        weight = placed()[0]
-        rows = jax.jit(lambda w: gather(share(w), jnp.float32, keep=2))(weight)
+        mesh = jax.sharding.get_mesh()
+        table = np.arange(64.0).reshape(8, 8)
+        spec = split("vd", table.shape, mesh.shape)
+        weight = jax.device_put(table, NamedSharding(mesh, spec))
+        rows = jax.jit(lambda w: gather(share(w), jnp.float32, keep=1))(weight)
         entire = jax.jit(lambda w: gather(share(w), jnp.float32))(weight)
-    assert weight.sharding.spec == PartitionSpec(None, "data_major", "seq")
-    assert rows.sharding.spec.partitions == (None, None, "seq")
+    assert weight.sharding.spec == PartitionSpec("seq", "data_major")
+    assert rows.sharding.spec.partitions == (None, "data_major")
     assert entire.sharding.is_fully_replicated
-    np.testing.assert_array_equal(rows, entire)
+    np.testing.assert_array_equal(rows, table)
+    np.testing.assert_array_equal(entire, table)
 
 
 def reshards(jaxpr, in_scan: bool = False):
@@ -170,7 +183,7 @@ def test_weights_and_gradients_travel_in_the_compute_dtype_inside_the_scan(mesh_
     with mesh_of(2, 2, 2):
         program = jax.make_jaxpr(jax.grad(scanned("bfloat16", share)))(*placed())
     found = list(reshards(program.jaxpr))
-    inside = [str(array.dtype) for in_scan, array in found if in_scan and array.ndim == 2]
+    inside = [str(array.dtype) for in_scan, array in found if in_scan]
     assert inside == ["bfloat16"] * 4  # two hops to gather, two to scatter
     # What is summed over replica, once and outside, keeps its 32 bits.
     outside = [str(array.dtype) for in_scan, array in found if not in_scan and array.ndim == 3]

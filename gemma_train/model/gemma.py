@@ -181,6 +181,19 @@ class Cache:
         )
 
 
+def shared(model: Gemma) -> Gemma:
+    """The model with the matrices of its layers declared shared, ahead of a step's microbatches.
+
+    Their gradients then come unsummed: `zero3.summed` once is for all microbatches.
+    """
+
+    def prepared(path: tuple, leaf: jax.Array) -> jax.Array:
+        name = jax.tree_util.keystr(path)
+        return leaf if "norm" in name or "embedding" in name else share(leaf)
+
+    return jax.tree_util.tree_map_with_path(prepared, model)
+
+
 def _prepared(blocks: nnx.List, vector_rank: int) -> nnx.List:
     """Blocks ready for use: matrices declared shared, norm scales (of this rank) made whole."""
     return jax.tree.map(lambda w: whole(w) if w.ndim == vector_rank else share(w), blocks)

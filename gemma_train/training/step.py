@@ -12,8 +12,10 @@ from gemma_train.config import RunConfig
 from gemma_train.data.example import Batch
 from gemma_train.losses.next_token import next_token_loss
 from gemma_train.model import Gemma
+from gemma_train.model.gemma import shared
 from gemma_train.optimizer import learning_rate, make_optimizer
 from gemma_train.training.state import TrainState
+from gemma_train.zero3 import no_gradient, summed
 
 Scalars = dict[str, jax.Array]
 
@@ -34,11 +36,12 @@ def make_step(config: RunConfig) -> Callable[[TrainState, Batch], tuple[TrainSta
         tokens = jnp.sum(batch.weights_bt)
         sums, gradients = _accumulate(
             jax.value_and_grad(loss, has_aux=True),
-            state.model,
+            shared(state.model),
             batch,
             1.0 / jnp.maximum(tokens, 1.0),
             config.accumulation,
         )
+        gradients = jax.tree.map(summed, gradients)
         updates, moments = optimizer.update(gradients, state.moments, state.model)
         scalars = {
             "loss": sums[0],
@@ -60,7 +63,10 @@ def _accumulate(
     token_weight: jax.Array,
     microbatches: int,
 ) -> tuple[tuple[jax.Array, jax.Array], Gemma]:
-    """The sums of loss and gradient over microbatches, one at a time in memory."""
+    """The sums of loss and gradient over microbatches, one at a time in memory.
+
+    Gradients of shared weights are still to be summed over replicas: once, not every microbatch.
+    """
     if microbatches == 1:
         return value_and_gradient(model, batch, token_weight)
 
@@ -75,5 +81,5 @@ def _accumulate(
         return jax.tree.map(jnp.add, sums, value_and_gradient(model, one, token_weight)), None
 
     zero = jnp.zeros((), jnp.float32)
-    empty = ((zero, zero), jax.tree.map(jnp.zeros_like, model))
+    empty = ((zero, zero), jax.tree.map(no_gradient, model))
     return jax.lax.scan(add, empty, jax.tree.map(part, batch))[0]
