@@ -1,7 +1,7 @@
 """Keep a run going until it is done: look, do the one thing that is due, wait, look again.
 
-Nothing is remembered but attempts: a babysitter that is started anew takes up where it is. An attempt
-is a start of machines or process after the first; it counts until a newer checkpoint is found.
+Nothing is remembered but attempts: a babysitter that is started anew takes up where it is. What
+goes wrong is an attempt; attempts are counted until a newer checkpoint is found.
 """
 
 import random
@@ -105,7 +105,7 @@ class Babysitter:
         if self._attempts > patience.attempts_without_progress:
             raise UserError(
                 f"{self.launch.name}: {why}; given up after {self._attempts - 1} attempts without "
-                f"a new checkpoint (patience.attempts_without_progress): see logs, then babysit again"
+                f"a new checkpoint (patience.attempts_without_progress): see logs, babysit again"
             )
         longest = min(
             patience.backoff_seconds * 2 ** (self._attempts - 1), patience.longest_backoff_seconds

@@ -14,7 +14,7 @@ from pathlib import Path
 from gemma_train.errors import UserError
 
 AT_ONCE = 32  # connections open to machines at a time
-GONE = ("not_found", "not found", "notfound")  # gcloud's and kubectl's words
+GONE = ("not_found", "not found", "notfound", "does not exist")  # gcloud's and kubectl's words
 
 
 @dataclass(frozen=True, kw_only=True)

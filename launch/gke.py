@@ -12,7 +12,7 @@ import jinja2
 
 from launch.commands import Command, Shell
 from launch.fleet import Machines, Process, Sighting
-from launch.job import Gke, Launch
+from launch.job import Gke, Launch, Reserved
 
 CONFIG_ERROR = "FailJobSetFailurePolicyAction"  # JobSet's word for what its rule on code 2 did
 SEPARATE = {"ERROR": Machines.LOST, "STOPPING": Machines.LOST, "PROVISIONING": Machines.WAITING}
@@ -36,13 +36,20 @@ class GkeFleet:
             words=("gcloud", "container", *words, *place, "--quiet"), may_be_gone=may_be_gone
         )
 
-    def _kubectl(self, *words: str, stdin: str | None = None) -> Command:
+    def _kubectl(self, *words: str, stdin: str | None = None, may_be_gone: bool = False) -> Command:
         context = f"gke_{self.launch.project}_{self.launch.zone}_{self.provider.cluster}"
         where = (f"--context={context}", f"--namespace={self.provider.namespace}")
-        return Command(words=("kubectl", *where, *words), stdin=stdin)
+        return Command(words=("kubectl", *where, *words), stdin=stdin, may_be_gone=may_be_gone)
 
     def create(self) -> None:
         chips, cluster = self.launch.slice, f"--cluster={self.provider.cluster}"
+        match self.provider.capacity:
+            case Reserved(reservation=name):
+                capacity = ("--reservation-affinity=specific", f"--reservation={name}")
+            case "spot":
+                capacity = ("--spot",)
+            case "on_demand":
+                capacity = ()
         self.shell.run(
             *(
                 self._gcloud(
@@ -52,7 +59,7 @@ class GkeFleet:
                     f"--num-nodes={chips.hosts}",
                     "--placement-type=COMPACT",
                     "--scopes=cloud-platform",
-                    *(("--spot",) if self.provider.spot else ()),
+                    *capacity,
                 )
                 for pool in self._pools
             )
@@ -86,7 +93,7 @@ class GkeFleet:
         )
 
     def logs(self) -> None:
-        role, container = ("head", "train") if self.provider.pathways else ("slice", "train")
+        role = "head" if self.provider.pathways else "slice"
         labels = {
             "jobset.sigs.k8s.io/jobset-name": self.launch.name,
             "jobset.sigs.k8s.io/replicatedjob-name": role,
@@ -96,8 +103,7 @@ class GkeFleet:
         selector = ",".join(f"{label}={value}" for label, value in labels.items())
         self.shell.follow(
             self._kubectl(
-                *("logs", f"--selector={selector}", f"--container={container}"),
-                *("--tail=200", "--follow"),
+                *("logs", f"--selector={selector}", "--container=train", "--tail=200", "--follow")
             )
         )
 
@@ -159,6 +165,5 @@ class GkeFleet:
             self.shell.run(self._gcloud("node-pools", "delete", pool, cluster, may_be_gone=True))
 
     def _delete_jobset(self) -> None:
-        self.shell.run(
-            self._kubectl("delete", "jobset", self.launch.name, "--ignore-not-found", "--wait")
-        )
+        words = ("delete", "jobset", self.launch.name, "--ignore-not-found", "--wait")
+        self.shell.run(self._kubectl(*words, may_be_gone=True))  # without access there is none

@@ -26,6 +26,16 @@ VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reserved:
+    """Machines of a reservation of Compute Engine."""
+
+    reservation: str
+
+
+type Capacity = Literal["on_demand", "spot"] | Reserved
+
+
+@dataclass(frozen=True, kw_only=True)
 class TpuVm:
     """TPU VMs through queued resources of the Cloud TPU API."""
 
@@ -37,7 +47,7 @@ class TpuVm:
 class ManagedInstanceGroup:
     """One slice as a managed instance group of Compute Engine: v5p, of what launch knows."""
 
-    spot: bool = False
+    capacity: Capacity = "on_demand"
     image_family: str = "ubuntu-accel-2204-amd64-tpu-v5e-v5p-v6e"
     image_project: str = "ubuntu-os-accelerator-images"
     secrets: tuple[str, ...] = ()  # variables of the environment here that the run needs there
@@ -59,7 +69,7 @@ class Gke:
     cluster: str
     image: str  # built from launch/Dockerfile
     namespace: str = "default"
-    spot: bool = False
+    capacity: Capacity = "on_demand"
     secret: str | None = None  # a Kubernetes secret whose entries become variables of the run
     pathways: Pathways | None = None  # one process drives all slices, instead of one a host
 
@@ -126,7 +136,7 @@ class Launch:
         return replace(changed, project=project) if changed.project == OPEN and project else changed
 
     def checked(self) -> Self:
-        """Itself. Raises `UserError` for a field that is open, unfit, or at odds with the config."""
+        """Itself. Raises `UserError` for a field that is open, unfit or at odds with the config."""
         _fits(self.name, LABEL, "name", "lower-case letters, digits and '-', at most 40, as gemma3")
         project, zone, bucket = (
             r"[a-z][-a-z0-9]{4,28}[a-z0-9]",
@@ -163,7 +173,12 @@ class Launch:
 
     def _check_provider(self) -> None:
         match self.provider:
-            case TpuVm(secrets=secrets):
+            case TpuVm(secrets=secrets, capacity=capacity):
+                known = ("on_demand", "spot", "reserved")
+                require(
+                    capacity in known,
+                    f"provider.capacity is {capacity!r}: choose one of {', '.join(known)}",
+                )
                 _ = self.slice.type_flags
                 _check_secrets(secrets)
             case ManagedInstanceGroup(secrets=secrets) as group:
@@ -175,7 +190,9 @@ class Launch:
                 _fits(group.image_family, LABEL, "provider.image_family", "a family of images")
                 _fits(group.image_project, LABEL, "provider.image_project", "a project")
                 _check_secrets(secrets)
+                _check_capacity(group.capacity)
             case Gke() as gke:
+                _check_capacity(gke.capacity)
                 for field in ("cluster", "namespace"):
                     _fits(getattr(gke, field), LABEL, f"provider.{field}", "its name")
                 images = [gke.image]
@@ -193,6 +210,18 @@ def _fits(value: str, pattern: str, field: str, wanted: str) -> None:
     if not re.fullmatch(pattern, value):
         told = "still open" if value == OPEN else repr(value)
         raise UserError(f"{field} is {told}: give {wanted}")
+
+
+def _check_capacity(capacity: Capacity) -> None:
+    match capacity:
+        case Reserved(reservation=name):
+            _fits(name, LABEL, "provider.capacity.reservation", "its name")
+        case "on_demand" | "spot":
+            pass
+        case _:
+            raise UserError(
+                f"provider.capacity is {capacity!r}: choose 'on_demand', 'spot' or Reserved(...)"
+            )
 
 
 def _check_secrets(names: tuple[str, ...]) -> None:

@@ -51,12 +51,8 @@ class OverSsh:
         source, variables = files / "source.tar.gz", files / "worker.env"
         if not self.shell.dry_run:
             files.mkdir(parents=True, exist_ok=True)
-        self.shell.run(
-            Command(
-                words=("git", "archive", "--format=tar.gz", f"--output={source}")
-                + (self.launch.revision,)
-            )
-        )
+        archive = ("git", "archive", "--format=tar.gz", f"--output={source}")
+        self.shell.run(Command(words=(*archive, self.launch.revision)))
         missing = [name for name in self.secrets if name not in os.environ]
         require(
             self.shell.dry_run or not missing,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from gemma_train.errors import UserError
 from launch.commands import Command, Shell
 from launch.fleet import Machines
-from launch.job import Launch, ManagedInstanceGroup
+from launch.job import Launch, ManagedInstanceGroup, Reserved
 
 LOST = {"STOPPING", "STOPPED", "SUSPENDING", "SUSPENDED", "TERMINATED"}
 
@@ -26,18 +26,14 @@ class InstanceGroup:
     def _command(self, *words: str, place: str = "zone", may_be_gone: bool = False) -> Command:
         where = {"zone": (f"--zone={self.launch.zone}",), "global": ()}
         where |= {"region": (f"--region={self.launch.region}",)}
-        return Command(
-            words=("gcloud", "compute", *words, f"--project={self.launch.project}")
-            + (*where[place], "--quiet"),
-            may_be_gone=may_be_gone,
-        )
+        words = ("gcloud", "compute", *words, f"--project={self.launch.project}")
+        return Command(words=(*words, *where[place], "--quiet"), may_be_gone=may_be_gone)
 
     def create(self) -> None:
         name, chips = self.launch.name, self.launch.slice
         policy = (
             f"projects/{self.launch.project}/regions/{self.launch.region}/resourcePolicies/{name}"
         )
-        spot = ("--provisioning-model=SPOT", "--instance-termination-action=STOP")
         self.shell.run(
             self._command(
                 *("instance-templates", "create", name),
@@ -47,7 +43,7 @@ class InstanceGroup:
                 "--boot-disk-size=200GB",
                 "--maintenance-policy=TERMINATE",
                 "--scopes=cloud-platform",
-                *(spot if self.provider.spot else ()),
+                *self._capacity_flags(),
                 place="global",
             ),
             self._command(
@@ -61,6 +57,17 @@ class InstanceGroup:
                 "--default-action-on-vm-failure=do-nothing",
             ),
         )
+
+    def _capacity_flags(self) -> tuple[str, ...]:
+        match self.provider.capacity:
+            case Reserved(reservation=name):
+                bound = "--provisioning-model=RESERVATION_BOUND"
+                end = "--instance-termination-action=DELETE"  # this model asks for it
+                return (bound, end, "--reservation-affinity=specific", f"--reservation={name}")
+            case "spot":
+                return ("--provisioning-model=SPOT", "--instance-termination-action=STOP")
+            case "on_demand":
+                return ()
 
     def delete(self) -> None:
         """The group first: it holds the other two."""

@@ -55,12 +55,12 @@ V5P = Generation(
 )
 GENERATIONS = {generation.name: generation for generation in (V4, V5E, V5P)}
 
-V5E_SHAPES = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+V5E_SHAPES = "2x2, 2x4, 4x4, 4x8, 8x8, 8x16, 16x16"
 # An accelerator type of v5p names a size only: this is the shape that Google gives to each.
 V5P_SHAPES = (
-    "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x12 8x8x16 8x12x16 8x16x16 12x16x16 "
-    "16x16x16 16x16x24"
-).split()
+    "2x2x1, 2x2x2, 2x2x4, 2x4x4, 4x4x4, 4x4x8, 4x8x8, 8x8x8, 8x8x12, 8x8x16, 8x12x16, "
+    "8x16x16, 12x16x16, 16x16x16, 16x16x24"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,9 +96,8 @@ class TpuSlice:
             f"{generation.largest_slice}; use more slices",
         )
         if generation is V5E:
-            require(
-                self.topology in V5E_SHAPES, f"{what}: v5e is rented as {', '.join(V5E_SHAPES)}"
-            )
+            shapes = V5E_SHAPES.split(", ")
+            require(self.topology in shapes, f"{what}: v5e is rented as {V5E_SHAPES}")
             return
         small = {1, 2, 4} >= set(self.shape) and self.chips % CHIPS_PER_HOST == 0
         require(
@@ -126,8 +125,8 @@ class TpuSlice:
         if self.generation is V5E:
             return (f"--accelerator-type=v5litepod-{self.chips}",)
         require(
-            self.topology in V5P_SHAPES,
+            self.topology in V5P_SHAPES.split(", "),
             f"mesh.topology is 'v5p:{self.topology}': TPU VMs of v5p are rented as "
-            f"{', '.join(V5P_SHAPES)}; ManagedInstanceGroup and Gke take others",
+            f"{V5P_SHAPES}; ManagedInstanceGroup and Gke take others",
         )
         return (f"--accelerator-type=v5p-{2 * self.chips}",)  # named by cores, two a chip

@@ -41,12 +41,12 @@ supervise)
     ) &
     echo $! > train_pid
     (while sleep 600; do backup "$2"; done) &
-    copies=$!
     code=0
     wait "$(cat train_pid)" || code=$?
     echo "$code" > exit_code
-    kill "$copies" 2> /dev/null || true
     backup "$2"
+    trap '' TERM
+    kill -TERM -- "-$$" # the copies' sleep
     ;;
 status)
     if [ ! -f ready ]; then
