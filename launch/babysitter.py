@@ -67,15 +67,16 @@ class Babysitter:
         if code == CONFIG_ERROR:
             self._say("exit code 2, the config is at fault: not started again; see logs")
         elif code == 0 and self._finished():
-            self._say(f"finished: {self.launch.folder}/{SUMMARY} is there; delete gives it back")
-            return True
-        return code == CONFIG_ERROR
+            self._say(f"finished: {self.launch.folder}/{SUMMARY} is there; delete the machines")
+        else:
+            return False
+        return True
 
     def _restart(self, code: int) -> None:
         """The process anew; a host that was repaired meanwhile comes back empty: set up again."""
         self._count("saved and ended" if code == 0 else f"ended with exit code {code}")
-        self._try("setup", self.fleet.setup)
-        self._try("run", self.fleet.run)
+        if self._try("setup", self.fleet.setup):
+            self._try("run", self.fleet.run)
 
     def _replace(self, why: str) -> None:
         self._count(f"machines {why}")
@@ -88,13 +89,15 @@ class Babysitter:
             self._silent = 0
             self._replace("unreachable")
 
-    def _try(self, verb: str, act: Callable[[], None]) -> None:
+    def _try(self, verb: str, act: Callable[[], None]) -> bool:
         """Do it; a failure of the cloud is one more attempt, and the next look says what is due."""
         self._say(verb)
         try:
             act()
         except UserError as error:
             self._count(str(error))
+            return False
+        return True
 
     def _count(self, why: str) -> None:
         """One attempt more, with the wait that it earns. Raises `UserError` at the limit."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gemma_train.errors import UserError
 
@@ -61,14 +62,7 @@ class Shell:
         if self.dry_run:
             self.say(str(command))
             return Answer(code=0, out="", error="")
-        try:
-            done = subprocess.run(
-                command.words, input=command.stdin or "", capture_output=True, text=True
-            )
-        except FileNotFoundError:
-            raise UserError(
-                f"{command.words[0]} is not on the PATH: install it (docs/launching.md)"
-            ) from None
+        done = _call(command, input=command.stdin or "", capture_output=True, text=True)
         return Answer(code=done.returncode, out=done.stdout, error=done.stderr)
 
     def run(self, *commands: Command) -> None:
@@ -90,7 +84,7 @@ class Shell:
         """Run a command that talks to the user until Ctrl-C."""
         if self.dry_run:
             return self.say(str(command))
-        subprocess.run(command.words, check=False)
+        _call(command)
 
     def write_private(self, file: Path, content: str, told: str) -> None:
         """Write a file that only its owner may read; a dry run says `told` for its content."""
@@ -101,3 +95,12 @@ class Shell:
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as stream:
             stream.write(content)
+
+
+def _call(command: Command, **how: Any) -> subprocess.CompletedProcess:
+    try:
+        return subprocess.run(command.words, check=False, **how)
+    except FileNotFoundError:
+        raise UserError(
+            f"{command.words[0]} is not on the PATH: install it (docs/launching.md)"
+        ) from None

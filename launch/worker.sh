@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-backup() { gcloud storage cp --quiet log "$1/$(hostname).log" > /dev/null 2>&1 || true; }
+backup() { gcloud storage cp log "$1/$(hostname).log" --quiet > /dev/null 2>&1 || true; }
 
 case $1 in
 setup)

@@ -90,7 +90,7 @@ def test_from_nothing_to_a_finished_run(cloud, sit):
         "run",
         "machines ready (ACTIVE), gemma-train running",
         "machines ready (ACTIVE), gemma-train ended, exit code 0",
-        f"finished: {FOLDER}/summary.json is there; delete gives it back",
+        f"finished: {FOLDER}/summary.json is there; delete the machines",
     ]
     assert set(slept) == {60}
 
@@ -248,3 +248,12 @@ def test_waits_have_a_longest(cloud):
     for _ in range(9):
         sitter._count("crash")
     assert nap.seconds[-3:] == [3600, 3600, 3600]
+
+
+def test_a_run_is_not_started_where_setup_failed(cloud, sit):
+    cloud.answers("describe", state("ACTIVE"))
+    cloud.answers("worker.sh status", "exit 1\n", "not a word\n", "exit 2\n")
+    cloud.answers("worker.sh setup", ("", "E: Could not get lock", 100))
+    code, said, _, done = sit()
+    assert (code, done) == (2, ["setup"])
+    assert any("Could not get lock: attempt 2 of 5 in 120 s" in line for line in said)

@@ -155,9 +155,10 @@ def test_a_failure_of_the_cloud_is_one_line_with_its_reason(cloud, capsys):
     assert "failed (1): ERROR: Quota 'TPUV5P' exceeded." in told
 
 
-def test_a_missing_program_is_named(cloud, capsys):
+@pytest.mark.parametrize("verb", ["create", "logs"])
+def test_a_missing_program_is_named(cloud, capsys, verb):
     (cloud.folder / "gcloud").unlink()
-    assert main(["create", TPU_VM, *FILLED]) == 2
+    assert main([verb, TPU_VM, *FILLED]) == 2
     assert "launch: gcloud is not on the PATH: install it" in capsys.readouterr().err
 
 

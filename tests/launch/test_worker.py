@@ -62,7 +62,7 @@ def test_a_process_leaves_its_exit_code_and_its_log(host, cloud, flavour, told):
         if cloud.lines:
             break
         time.sleep(0.05)
-    assert cloud.lines[0].startswith("gcloud storage cp --quiet log gs://b/logs/")
+    assert cloud.lines[0].startswith("gcloud storage cp log gs://b/logs/")
 
 
 def test_stop_lets_the_process_save_and_says_that_it_was_stopped(host):
