@@ -10,6 +10,7 @@ backup() { gcloud storage cp log "$1/$(hostname).log" --quiet > /dev/null 2>&1 |
 case $1 in
 setup)
     rm -f ready
+    chmod 600 worker.env
     # A fresh machine may still hold apt's lock.
     sudo apt-get -qq -o DPkg::Lock::Timeout=600 update
     sudo apt-get -qq -o DPkg::Lock::Timeout=600 install google-perftools python3-venv > /dev/null
