@@ -1,0 +1,1 @@
+"""Renting TPUs for a run and keeping it going: `python -m launch VERB FILE`, docs/launching.md."""

@@ -1,0 +1,138 @@
+"""Keep a run going until it is done: look, do the one thing that is due, wait, look again.
+
+Nothing is remembered but attempts: a babysitter that is started anew takes up where it is. What
+goes wrong is an attempt; attempts are counted until a newer checkpoint is found.
+"""
+
+import random
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from gemma_train.errors import UserError
+from gemma_train.run_files import CHECKPOINTS, SUMMARY
+from launch.commands import Command, Shell
+from launch.fleet import Fleet, Machines, Process, Sighting
+from launch.job import Launch
+
+CONFIG_ERROR = 2  # of gemma-train: the user's mistake, the same at every start
+
+
+@dataclass(kw_only=True)
+class Babysitter:
+    """Sits with one run. `sleep` takes seconds, `chance` gives a number in [0, 1)."""
+
+    launch: Launch
+    fleet: Fleet
+    shell: Shell
+    sleep: Callable[[float], None] = time.sleep
+    chance: Callable[[], float] = random.random
+    _attempts: int = field(default=0, init=False)
+    _newest: int = field(default=-1, init=False)  # step of the newest checkpoint seen
+    _silent: int = field(default=0, init=False)  # polls in a row without an answer
+    _said: str = field(default="", init=False)
+
+    def sit(self) -> int:
+        """Until the run is finished or stopped by hand (0), or its config is at fault (2).
+
+        Raises `UserError` after too many attempts without progress.
+        """
+        while True:
+            seen = self.fleet.look()
+            self._say(str(seen))
+            match seen:
+                case Sighting(machines=Machines.ABSENT):
+                    self._try("create", self.fleet.create)
+                case Sighting(machines=Machines.LOST):
+                    self._replace(f"lost ({seen.told})")
+                case Sighting(machines=Machines.WAITING | Machines.UNKNOWN):
+                    pass
+                case Sighting(process=Process.ABSENT):
+                    self._try("setup", self.fleet.setup)
+                    continue
+                case Sighting(process=Process.READY):
+                    self._try("run", self.fleet.run)
+                case Sighting(process=Process.STOPPED):
+                    return 0
+                case Sighting(process=Process.ENDED, exit_code=int(code)):
+                    if self._over(code):
+                        return code
+                    self._restart(code)
+            self._mind_silence(seen)
+            self.sleep(self.launch.patience.poll_seconds)
+
+    def _over(self, code: int) -> bool:
+        """Whether a process that ended with `code` is not to be started again."""
+        if code == CONFIG_ERROR:
+            self._say("exit code 2, the config is at fault: not started again; see logs")
+        elif code == 0 and self._finished():
+            self._say(f"finished: {self.launch.folder}/{SUMMARY} is there; delete the machines")
+        else:
+            return False
+        return True
+
+    def _restart(self, code: int) -> None:
+        """The process anew; a host that was repaired meanwhile comes back empty: set up again."""
+        self._count("saved and ended" if code == 0 else f"ended with exit code {code}")
+        if self._try("setup", self.fleet.setup):
+            self._try("run", self.fleet.run)
+
+    def _replace(self, why: str) -> None:
+        self._count(f"machines {why}")
+        self._try("delete", self.fleet.delete)
+
+    def _mind_silence(self, seen: Sighting) -> None:
+        unreachable = seen.machines is Machines.READY and seen.process is Process.UNREACHABLE
+        self._silent = self._silent + 1 if unreachable else 0
+        if self._silent >= self.launch.patience.unreachable_polls:
+            self._silent = 0
+            self._replace("unreachable")
+
+    def _try(self, verb: str, act: Callable[[], None]) -> bool:
+        """Do it; a failure of the cloud is one more attempt, and the next look says what is due."""
+        self._say(verb)
+        try:
+            act()
+        except UserError as error:
+            self._count(str(error))
+            return False
+        return True
+
+    def _count(self, why: str) -> None:
+        """One attempt more, with the wait that it earns. Raises `UserError` at the limit."""
+        patience, newest = self.launch.patience, self._newest_checkpoint()
+        if newest > self._newest:
+            self._newest, self._attempts = newest, 0
+        self._attempts += 1
+        if self._attempts > patience.attempts_without_progress:
+            raise UserError(
+                f"{self.launch.name}: {why}; given up after {self._attempts - 1} attempts without "
+                f"a new checkpoint (patience.attempts_without_progress): see logs, babysit again"
+            )
+        longest = min(
+            patience.backoff_seconds * 2 ** (self._attempts - 1), patience.longest_backoff_seconds
+        )
+        seconds = longest * (0.5 + self.chance() / 2)  # not all runs of a zone at once
+        limit = patience.attempts_without_progress
+        self._say(f"{why}: attempt {self._attempts} of {limit} in {seconds:.0f} s")
+        self.sleep(seconds)
+
+    def _newest_checkpoint(self) -> int:
+        """Its step, or -1. One half written counts too: it shows that steps were done."""
+        listed = self._list(f"{CHECKPOINTS}/")
+        return max((int(step) for step in re.findall(r"/(\d+)/\s", listed)), default=-1)
+
+    def _finished(self) -> bool:
+        """Exit code 0 alone may be a run that was told to save and end: this tells them apart."""
+        return SUMMARY in self._list(SUMMARY)
+
+    def _list(self, name: str) -> str:
+        words = ("gcloud", "storage", "ls", f"{self.launch.folder}/{name}")
+        answer = self.shell.read(Command(words=words))
+        return "" if answer.code else answer.out
+
+    def _say(self, text: str) -> None:
+        if text != self._said:  # a transition, not every look
+            self.shell.say(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {self.launch.name}: {text}")
+        self._said = text

@@ -1,0 +1,106 @@
+"""Commands of other programs: argument lists that are run, read, or in a dry run only printed.
+
+Nothing is ever handed to a local shell; what a person reads is quoted by shlex.
+"""
+
+import os
+import shlex
+import subprocess
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gemma_train.errors import UserError
+
+AT_ONCE = 32  # connections open to machines at a time
+GONE = ("not_found", "not found", "notfound", "does not exist")  # gcloud's and kubectl's words
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """One call of gcloud, kubectl or git."""
+
+    words: tuple[str, ...]
+    stdin: str | None = None
+    may_be_gone: bool = False  # deleting a thing that is not there counts as done
+
+    def __str__(self) -> str:
+        line = shlex.join(self.words)
+        return line if self.stdin is None else f"{line} <<'EOF'\n{self.stdin.rstrip()}\nEOF"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a command said."""
+
+    code: int
+    out: str
+    error: str
+
+    @property
+    def gone(self) -> bool:
+        """Whether it failed because the thing it asked for does not exist."""
+        return self.code != 0 and any(word in self.error.lower() for word in GONE)
+
+    @property
+    def reason(self) -> str:
+        """Its last words, in one line."""
+        return (self.error.strip().splitlines() or ["it said nothing"])[-1]
+
+
+class Shell:
+    """Runs commands; in a dry run says them instead, and touches nothing."""
+
+    def __init__(self, *, dry_run: bool = False, say: Callable[[str], None] = print):
+        self.dry_run = dry_run
+        self.say = say
+
+    def read(self, command: Command) -> Answer:
+        """What a command answers, be it a failure. Raises `UserError` without the program."""
+        if self.dry_run:
+            self.say(str(command))
+            return Answer(code=0, out="", error="")
+        done = _call(command, input=command.stdin or "", capture_output=True, text=True)
+        return Answer(code=done.returncode, out=done.stdout, error=done.stderr)
+
+    def run(self, *commands: Command) -> None:
+        """Run commands one after the other. Raises `UserError` with the first failure's reason."""
+        for command in commands:
+            answer = self.read(command)
+            if answer.code and not (command.may_be_gone and answer.gone):
+                verb = shlex.join([w for w in command.words if not w.startswith("-")][:6])
+                raise UserError(f"{verb} ... failed ({answer.code}): {answer.reason}")
+
+    def run_at_once(self, commands: Iterable[Command]) -> None:
+        """Run commands for as many machines beside each other. Raises as `run` does."""
+        if self.dry_run:
+            return self.run(*commands)
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            list(pool.map(self.run, commands))
+
+    def follow(self, command: Command) -> None:
+        """Run a command that talks to the user until Ctrl-C."""
+        if self.dry_run:
+            return self.say(str(command))
+        _call(command)
+
+    def write_private(self, file: Path, content: str, told: str) -> None:
+        """Write a file that only its owner may read; a dry run says `told` for its content."""
+        if self.dry_run:
+            return self.say(f"# {file}, readable by its owner only: {told}")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.unlink(missing_ok=True)  # a mode is given at birth only
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as stream:
+            stream.write(content)
+
+
+def _call(command: Command, **how: Any) -> subprocess.CompletedProcess:
+    try:
+        return subprocess.run(command.words, check=False, **how)
+    except FileNotFoundError:
+        raise UserError(
+            f"{command.words[0]} is not on the PATH: install it (docs/launching.md)"
+        ) from None

@@ -1,0 +1,76 @@
+"""TPU VMs: queued resources of the Cloud TPU API, one node a slice.
+
+Source: Google's page "Manage queued resources" and the reference of `gcloud compute tpus
+queued-resources`. A request that is SUSPENDED or FAILED is never served again.
+"""
+
+import json
+from dataclasses import dataclass
+
+from launch.commands import Command, Shell
+from launch.fleet import Machines
+from launch.job import Launch, TpuVm
+
+STATES = {
+    "ACTIVE": Machines.READY,
+    "SUSPENDING": Machines.LOST,
+    "SUSPENDED": Machines.LOST,
+    "FAILED": Machines.LOST,
+}  # all others lead to ACTIVE or FAILED, or to nothing: ACCEPTED, CREATING, DELETING, PROVISIONING
+
+
+@dataclass(frozen=True, kw_only=True)
+class TpuVms:
+    """The queued resource of a run and its nodes."""
+
+    launch: Launch
+    shell: Shell
+    provider: TpuVm
+
+    def _command(self, verb: str, *words: str, may_be_gone: bool = False) -> Command:
+        place = (f"--project={self.launch.project}", f"--zone={self.launch.zone}")
+        start = ("gcloud", "compute", "tpus", "queued-resources", verb)
+        return Command(words=(*start, *words, *place, "--quiet"), may_be_gone=may_be_gone)
+
+    def create(self) -> None:
+        name, count = self.launch.name, self.launch.mesh.slices
+        one = (f"--node-id={name}",)
+        nodes = one if count == 1 else (f"--node-count={count}", f"--node-prefix={name}")
+        capacity = {"on_demand": (), "spot": ("--spot",), "reserved": ("--reserved",)}
+        version = self.launch.slice.generation.runtime_version
+        self.shell.run(
+            self._command(
+                "create",
+                name,
+                *nodes,
+                *self.launch.slice.type_flags,
+                f"--runtime-version={version}",
+                *capacity[self.provider.capacity],
+            )
+        )
+
+    def delete(self) -> None:
+        """The request and, by --force, the nodes that it holds."""
+        self.shell.run(self._command("delete", self.launch.name, "--force", may_be_gone=True))
+
+    def state(self) -> tuple[Machines, str]:
+        answer = self.shell.read(self._command("describe", self.launch.name, "--format=json"))
+        if answer.gone:
+            return Machines.ABSENT, "no queued resource"
+        if answer.code or not answer.out:
+            return Machines.UNKNOWN, answer.reason
+        told = json.loads(answer.out)["state"]["state"]
+        return STATES.get(told, Machines.WAITING), told
+
+    def copy(self, files: tuple[str, ...]) -> None:
+        self.shell.run(self._command("scp", *files, f"{self.launch.name}:", *EVERYWHERE))
+
+    def on_all(self, line: str) -> None:
+        self.shell.run(self._command("ssh", self.launch.name, *EVERYWHERE, f"--command={line}"))
+
+    def on_first(self, line: str) -> Command:
+        first = ("--node=0", "--worker=0")
+        return self._command("ssh", self.launch.name, *first, f"--command={line}")
+
+
+EVERYWHERE = ("--node=all", "--worker=all")
