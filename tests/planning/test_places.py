@@ -6,7 +6,9 @@ from gemma_train.planning.places import Place, Places
 from gemma_train.planning.program import Site, read
 
 FORWARD = "jit(step)/jvp()/while/body/eval_jaxpr/reshard"
-BACKWARD = "jit(step)/transpose(jvp())/while/body/eval_jaxpr/checkpoint/rematted_computation/reshard"
+BACKWARD = (
+    "jit(step)/transpose(jvp())/while/body/eval_jaxpr/checkpoint/rematted_computation/reshard"
+)
 CHUNK = "jit(step)/jvp()/shard_map/while/body/eval_jaxpr/cd,vd->cv/dot_general"
 LOOKUP = "jit(step)/jvp()/gather"
 
