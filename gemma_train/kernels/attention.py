@@ -4,7 +4,6 @@ from functools import partial
 from typing import Literal
 
 import jax
-
 from jax.ad_checkpoint import checkpoint_name
 
 from gemma_train.axes import activation
