@@ -11,7 +11,7 @@ from jax.sharding import reshard
 from gemma_train.axes import activation
 from gemma_train.kernels.attention import attention
 from gemma_train.kernels.attention_mask import AttentionMask
-from gemma_train.kernels.contraction import contract
+from gemma_train.kernels.contraction import contract, contract_each
 from gemma_train.model.config import ComputeConfig, GemmaConfig, Kind
 from gemma_train.model.layers import rms_norm, rotate
 from gemma_train.model.weight import Declaration
@@ -136,11 +136,15 @@ class Attention(nnx.Module):
         self, x_btd: jax.Array, positions_bt: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Scaled, normed and rotated queries and keys, and values."""
-        query_dnh = gather(self.query[...], x_btd.dtype)
-        key_dkh, value_dkh = (gather(w[...], x_btd.dtype) for w in (self.key, self.value))
-        query_btnh = checkpoint_name(contract("btd,dnh->btnh", x_btd, query_dnh), "query")
-        key_btkh = checkpoint_name(contract("btd,dkh->btkh", x_btd, key_dkh), "key")
-        value_btkh = checkpoint_name(contract("btd,dkh->btkh", x_btd, value_dkh), "value")
+        weights = (self.query[...], self.key[...], self.value[...])
+        query_btnh, key_btkh, value_btkh = (
+            checkpoint_name(product_btnh, name)
+            for product_btnh, name in zip(
+                contract_each("btd,dnh->btnh", x_btd, weights),
+                ("query", "key", "value"),
+                strict=True,
+            )
+        )
         if self.config.query_key_norm:
             query_btnh = rms_norm(query_btnh, self.query_norm[...])
             key_btkh = rms_norm(key_btkh, self.key_norm[...])

@@ -89,14 +89,12 @@ class Gemma(nnx.Module):
         pattern = _prepared(self.pattern, vector_rank=2)
         remainder = _prepared(self.remainder, vector_rank=1)
         caches = cache or Cache.none(self.config)
-        repeated, alone = (
-            rematerialised(_run, self.compute, in_scan=in_scan) for in_scan in (True, False)
-        )
+        run = rematerialised(_run, self.compute)
 
         def repetition(x_btd, blocks_and_caches):
             new = []
             for block, layer in zip(*blocks_and_caches, strict=True):
-                x_btd, layer = repeated(block, x_btd, positions_bt, segments_bt, layer)
+                x_btd, layer = run(block, x_btd, positions_bt, segments_bt, layer)
                 new.append(layer)
             return x_btd, new
 
@@ -104,7 +102,7 @@ class Gemma(nnx.Module):
         if len(pattern):
             x_btd, in_pattern = jax.lax.scan(repetition, x_btd, (pattern, in_pattern))
         for block, layer in zip(remainder, caches.remainder, strict=True):
-            x_btd, layer = alone(block, x_btd, positions_bt, segments_bt, layer)
+            x_btd, layer = run(block, x_btd, positions_bt, segments_bt, layer)
             in_remainder.append(layer)
         states_btd = rms_norm(x_btd, whole(self.final_norm[...]))
         return states_btd, cache and Cache(pattern=in_pattern, remainder=in_remainder)

@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec, reshard
 
 from gemma_train.axes import ACTIVATIONS, activation
-from gemma_train.kernels.contraction import contract
+from gemma_train.kernels.contraction import contract, contract_each
 from gemma_train.model.weight import Declaration
 from gemma_train.zero3 import axes_of, gather, share
 
@@ -50,10 +50,10 @@ class FeedForward(nnx.Module):
         self.down = declare.weight("fd", fan_in="f")
 
     def __call__(self, x_btd: jax.Array) -> jax.Array:
-        gate_df, up_df = gather(self.gate[...], x_btd.dtype), gather(self.up[...], x_btd.dtype)
+        weights = (self.gate[...], self.up[...])
+        gate_btf, up_btf = contract_each("btd,df->btf", x_btd, weights)
+        gate_btf, up_btf = checkpoint_name(gate_btf, "gate"), checkpoint_name(up_btf, "up")
         down_fd = gather(self.down[...], x_btd.dtype)
-        gate_btf = checkpoint_name(contract("btd,df->btf", x_btd, gate_df), "gate")
-        up_btf = checkpoint_name(contract("btd,df->btf", x_btd, up_df), "up")
         hidden_btf = jax.nn.gelu(gate_btf, approximate=True) * up_btf
         return contract("btf,fd->btd", hidden_btf, down_fd)
 

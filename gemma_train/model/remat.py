@@ -62,8 +62,12 @@ def recomputed_flops_per_token(config: GemmaConfig, compute: ComputeConfig, leng
     return sum(one.flops for one in activations(config, length) if one.name not in kept)
 
 
-def rematerialised(run: Callable, compute: ComputeConfig, *, in_scan: bool) -> Callable:
-    """`run`, a layer, whose backward pass computes again what the policy does not keep."""
+def rematerialised(run: Callable, compute: ComputeConfig) -> Callable:
+    """`run`, a layer, whose backward pass computes again what the policy does not keep.
+
+    It does so behind a barrier, also in a scan: the layers of one repetition would otherwise be
+    computed again all at once, ahead of their turn.
+    """
     policies = jax.checkpoint_policies
     match compute.remat:
         case "none":
@@ -79,4 +83,4 @@ def rematerialised(run: Callable, compute: ComputeConfig, *, in_scan: bool) -> C
             )
         case "save_named":
             policy = policies.save_only_these_names(*compute.saved)
-    return jax.checkpoint(run, policy=policy, prevent_cse=not in_scan)
+    return jax.checkpoint(run, policy=policy)
