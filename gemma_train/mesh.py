@@ -119,10 +119,18 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     )
 
 
-def on_tpu() -> bool:
-    """Whether the mesh in force is of TPUs, there or described to the compiler."""
+def device_kind() -> str:
+    """What the mesh in force is made of, as `jax.Device.device_kind` says; "" where none is.
+
+    The devices may be there, or be described to the compiler only.
+    """
     device = jax.sharding.get_abstract_mesh().abstract_device
-    return device is not None and device.device_kind.startswith("TPU")
+    return "" if device is None else device.device_kind
+
+
+def on_tpu() -> bool:
+    """Whether the mesh in force is of TPUs."""
+    return device_kind().startswith("TPU")
 
 
 @contextmanager

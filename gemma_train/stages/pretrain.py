@@ -38,7 +38,7 @@ def pretraining(
             batch_rows=batch_rows,
         ),
         steps=round(tokens / step_tokens),
-        loss=NextToken(z_loss=1e-4),
+        loss=NextToken(z_loss=1e-4, chunk=256),  # 268 MB of logits at one time, not a gigabyte
         optimizer=OptimizerConfig(peak_lr=peak_lr, warmup_steps=2000),
         mesh=mesh,
         evaluation=EvaluationConfig(every_steps=1000, rows=batch_rows),

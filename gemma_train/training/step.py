@@ -11,9 +11,11 @@ from gemma_train.axes import activation
 from gemma_train.config import RunConfig
 from gemma_train.data.example import Batch
 from gemma_train.losses.next_token import next_token_loss
+from gemma_train.mesh import device_kind
 from gemma_train.model import Gemma
 from gemma_train.model.gemma import shared
 from gemma_train.optimizer import learning_rate, make_optimizer
+from gemma_train.training.compiler_options import compiler_options
 from gemma_train.training.state import TrainState
 from gemma_train.zero3 import no_gradient, summed
 
@@ -22,6 +24,8 @@ Scalars = dict[str, jax.Array]
 
 def make_step(config: RunConfig) -> Callable[[TrainState, Batch], tuple[TrainState, Scalars]]:
     """The compiled step: (state, batch of [b, t]) -> (next state, scalars). The state is donated.
+
+    Made for the mesh in force, whose devices its compiler options are for.
 
     Scalars: `loss` (with z-loss) and `cross_entropy` in nats per token, `gradient_norm` before
     clipping, `learning_rate`, and `tokens` that carried loss.
@@ -53,7 +57,7 @@ def make_step(config: RunConfig) -> Callable[[TrainState, Batch], tuple[TrainSta
         model = optax.apply_updates(state.model, updates)
         return TrainState(step=state.step + 1, model=model, moments=moments), scalars
 
-    return jax.jit(step, donate_argnums=0)
+    return jax.jit(step, donate_argnums=0, compiler_options=compiler_options(device_kind()))
 
 
 def _accumulate(

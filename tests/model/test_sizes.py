@@ -102,4 +102,9 @@ def test_a_shape_that_cannot_be_is_refused_in_one_line(changes, line):
 
 def test_a_saved_activation_without_a_place_is_refused():
     with pytest.raises(UserError, match=r"^compute\.saved names logits: choose from query, "):
-        ComputeConfig(saved=("hidden", "logits"))
+        ComputeConfig(saved=("gate", "logits"))
+
+
+def test_a_product_is_kept_in_one_place_only():
+    with pytest.raises(UserError, match=r"^compute\.offloaded names gate, as compute\.saved does"):
+        ComputeConfig(saved=("gate", "up"), offloaded=("gate",))
