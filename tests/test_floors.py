@@ -23,6 +23,7 @@ FLOORS = (
     ("config",),
     ("conversion",),
     ("training", "stages"),
+    ("planning",),
     ("commands",),
     ("__main__",),
 )

@@ -103,7 +103,7 @@ def _headline(lines: list[Line], summary: Line) -> list[tuple[str, str, str]]:
     speed = _series(lines, "tokens_per_second")[0]
     if (tokens := _tokens(lines, summary)) is not None:
         figures.append(("tokens seen", count(tokens), ""))
-    figures.append(("wall time", *_longest_unit(lines[-1]["time"] - lines[0]["time"])))
+    figures.append(("wall time", *longest_unit(lines[-1]["time"] - lines[0]["time"])))
     if len(speed.value):
         figures.append(("median speed", count(float(np.median(speed.value))), "tokens/s"))
     utilization = _series(lines, "model_flops_utilization")[0]
@@ -182,7 +182,7 @@ def _svg(curve: Curve) -> Any:
     return Markup(draw(curve))
 
 
-def _longest_unit(seconds: float) -> tuple[str, str]:
+def longest_unit(seconds: float) -> tuple[str, str]:
     """A time as a figure and its unit: ("5.2", "hours")."""
     for unit, size in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * size:
