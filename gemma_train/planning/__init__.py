@@ -1,1 +1,1 @@
-"""What a run would need of a TPU pod, and what it would cost, before anything is rented."""
+"""A run looked at before any chip is rented: what its compiled step holds, moves and costs."""
