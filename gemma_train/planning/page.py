@@ -10,7 +10,7 @@ from gemma_train.metrics.curves import FAINT, HELD_OUT, RULE, TRAIN, inline
 from gemma_train.metrics.report import longest_unit
 from gemma_train.metrics.wording import count, memory, moment, transfer
 from gemma_train.planning.plan import Plan, assumptions
-from gemma_train.planning.text import NO_CHANGE, PEAK_SAYS, head
+from gemma_train.planning.text import NO_CHANGE, PEAK_SAYS, head, thousands
 
 TEMPLATE = "plan.html.jinja"
 
@@ -99,8 +99,8 @@ def _run(plan: Plan) -> list[tuple[str, str]]:
         ("tokens", f"{plan.tokens:,}"),
         ("days", f"{spent.seconds / 86_400:,.1f}"),
         ("chip-hours", f"{spent.chip_hours:,.0f}"),
-        ("energy", f"{spent.kilowatt_hours:,.0f} kWh"),
-        ("carbon", f"{spent.kilograms_co2:,.0f} kg CO2"),
+        ("energy", thousands(spent.kilowatt_hours, "kWh", "MWh")),
+        ("carbon", thousands(spent.kilograms_co2, "kg CO2", "t CO2")),
     ]
     if spent.money is not None:
         rows.append(("money", f"{spent.money:,.0f} at {plan.cost_inputs.price:g} a chip-hour"))

@@ -145,16 +145,16 @@ def _memory(config: RunConfig, slices: Slices, compiled: Compiled | TooLarge | N
 def assumptions(plan: Plan) -> list[str]:
     """What the figures of a plan rest on, a sentence each."""
     chip, assume, inputs = plan.slices.chip, plan.assume, plan.cost_inputs
-    links = "two links, both ways round a ring" if plan.slices.is_torus else "one link"
+    links = "two links (a ring, both ways)" if plan.slices.is_torus else "one link (no ring)"
     recomputed = plan.recomputed_flops_per_token / plan.flops_per_token
     power = "given" if inputs.chip_watts is not None else chip.watts_source
     network = "counted in the compiled program" if plan.collectives else "expected of the design"
     return [
         f"a chip reaches {assume.compute_efficiency:.0%} of its peak while it computes, and "
         f"recomputes {recomputed:.0%} of the model's FLOPs",
-        f"network bytes are {network}; a collective has {links} of "
-        f"{chip.link_bandwidth / 1e9:g} GB/s each, slices {chip.network_bandwidth / 1e9:g} GB/s a "
-        "chip",
+        f"network bytes are {network}; a collective runs over {links} of "
+        f"{chip.link_bandwidth / 1e9:g} GB/s, or between slices with "
+        f"{chip.network_bandwidth / 1e9:g} GB/s a chip",
         f"{assume.overlapped:.0%} of the networks' time passes beneath compute",
         f"HBM bytes are modelled, at {chip.hbm_bandwidth / 1e9:,.0f} GB/s",
         "steps follow each other at once: no evaluation, checkpoint or interruption",

@@ -64,7 +64,7 @@ def _memory(found: Memory) -> list[str]:
         ("parameters", memory(found.state.parameters)),
         ("moments", memory(found.state.moments)),
         ("gradients", memory(found.state.gradients)),
-        ("activations", least + memory(found.activation_bytes)),
+        ("activations and gathered weights", least + memory(found.activation_bytes)),
         (
             "peak",
             f"{least}{memory(found.peak_bytes)} of {memory(found.usable_bytes)}  "
@@ -138,12 +138,17 @@ def _run(plan: Plan) -> list[str]:
     rows = [
         ("time", duration(spent.seconds)),
         ("chip-hours", f"{spent.chip_hours:,.0f}"),
-        ("energy", f"{spent.kilowatt_hours / 1000:,.4g} MWh"),
-        ("carbon", f"{spent.kilograms_co2 / 1000:,.4g} t CO2"),
+        ("energy", thousands(spent.kilowatt_hours, "kWh", "MWh")),
+        ("carbon", thousands(spent.kilograms_co2, "kg CO2", "t CO2")),
     ]
     if spent.money is not None:
         rows.append(("money", f"{spent.money:,.0f} at {plan.cost_inputs.price:g} a chip-hour"))
     return _aligned(rows)
+
+
+def thousands(amount: float, unit: str, of_thousand: str) -> str:
+    """An amount in four digits, in the unit that keeps it readable."""
+    return f"{amount:,.4g} {unit}" if amount < 9999 else f"{round(amount / 1000):,} {of_thousand}"
 
 
 def bar(share: float, width: int = BAR) -> str:

@@ -7,7 +7,6 @@ from gemma_train.mesh import make_mesh
 from gemma_train.planning.memory import activation_bytes, state_bytes
 from gemma_train.training.state import initial_state
 
-
 TINY = {
     "model__vocabulary": 64,
     "model__width": 16,
