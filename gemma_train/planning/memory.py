@@ -5,6 +5,7 @@ backward pass and the largest things that stand beside it at one time; it orders
 config (fitting.py) and stands in where there is no compiler, whose peak is the truth.
 """
 
+import functools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -58,6 +59,7 @@ def abstract_mesh(config: RunConfig) -> AbstractMesh:
     )
 
 
+@functools.lru_cache(maxsize=256)  # fitting asks for many configs, some of them again
 def state_bytes(config: RunConfig) -> StateBytes:
     """Parameters, moments and gradients as they lie on a chip of the run's mesh."""
     with jax.sharding.use_abstract_mesh(abstract_mesh(config)):

@@ -1,5 +1,6 @@
 """A plan as lines of aligned text: headings at the margin, figures below them."""
 
+import textwrap
 from collections.abc import Sequence
 
 from gemma_train.metrics.wording import count, duration, memory, moment, transfer
@@ -7,6 +8,7 @@ from gemma_train.planning.collectives import Total
 from gemma_train.planning.plan import Memory, Plan, assumptions
 
 BAR = 32
+WIDTH = 94
 NO_CHANGE = "no one or two changes of the config would do: take more chips, or larger ones"
 PEAK_SAYS = {
     "compiled": "the TPU compiler's",
@@ -24,7 +26,7 @@ def told(plan: Plan) -> list[str]:
         _section(*_collectives(plan)),
         _section("A step (an estimate)", _time(plan)),
         _section("The run (an estimate)", _run(plan)),
-        _section("Assumed", [f"- {line}" for line in assumptions(plan)]),
+        _section("Assumed", [row for line in assumptions(plan) for row in _item(line)]),
     ]
     return [line for section in sections for line in ["", *section]][1:]
 
@@ -159,6 +161,10 @@ def bar(share: float, width: int = BAR) -> str:
     full, rest = divmod(eighths, 8)
     drawn = "█" * full + ("", *"▏▎▍▌▋▊▉")[rest]
     return f"{drawn}{'·' * (width - len(drawn))} {share:.0%}"
+
+
+def _item(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent="- ", subsequent_indent="  ")
 
 
 def _section(title: str, lines: Sequence[str], note: str = "") -> list[str]:

@@ -16,7 +16,7 @@ TINY = {
 }
 
 
-@pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 2), (1, 8, 1), (2, 1, 4)])
+@pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 2)])
 def test_counted_bytes_of_the_state_are_those_that_lie_on_a_device(mesh, pod_run):
     axes = dict(zip(("mesh__replica", "mesh__data", "mesh__seq"), mesh, strict=True))
     config = pod_run(**TINY, **axes, mesh__slices=1)
