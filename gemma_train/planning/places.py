@@ -10,7 +10,7 @@ from collections import Counter
 from functools import cached_property
 from typing import Literal
 
-from gemma_train.planning.program import Program, Site
+from gemma_train.planning.program import Computation, Instruction, Program, Site
 
 # The scan over layers' forward body, its backward body (recomputation included), or neither.
 Place = Literal["forward", "backward", "outside"]
@@ -27,9 +27,10 @@ class Places:
 
     def __init__(self, program: Program):
         self._program = program
+        self._neighbours_in: dict[str, tuple[dict[str, Instruction], ...]] = {}
 
     def of(self, site: Site) -> Place:
-        """By the instruction's own path, else by the nearest loop around it, else by its operand's.
+        """By the instruction's own path, else by the nearest loop around it, else by neighbours.
 
         The last is for a turn that XLA took out of the scan, in programs of several slices.
         """
@@ -39,7 +40,30 @@ class Places:
         for call in self._program.calls_to(site.computation.name):
             if call.is_loop and call.computation in self._of_loops:
                 return self._of_loops[call.computation]
-        return self._of_path(_operand_path(self._program.carrier(site)))
+        return self._of_neighbours(self._program.carrier(site))
+
+    def _of_neighbours(self, site: Site) -> Place:
+        """By the nearest path up through first operands, else down through first users."""
+        for neighbours in self._neighbours(site.computation):
+            one: Instruction | None = site.instruction
+            while one and not one.op_name and one.opcode != "while":
+                one = neighbours.get(one.name)
+            if one and _DIFFERENTIATED.search(one.op_name):
+                return self._of_path(one.op_name)
+        return "outside"
+
+    def _neighbours(self, computation: Computation) -> tuple[dict[str, Instruction], ...]:
+        """The first operand and the first user of each instruction, where it has one."""
+        if computation.name not in self._neighbours_in:
+            operands: dict[str, Instruction] = {}
+            users: dict[str, Instruction] = {}
+            for instruction in computation.instructions.values():
+                for name in instruction.operands:
+                    if name in computation.instructions:
+                        operands.setdefault(instruction.name, computation.instructions[name])
+                        users.setdefault(name, instruction)
+            self._neighbours_in[computation.name] = operands, users
+        return self._neighbours_in[computation.name]
 
     def _of_path(self, op_name: str) -> Place:
         found = _SCAN.search(op_name)
@@ -88,11 +112,3 @@ class Places:
             for body, (place, count) in leaders.items()
             if place != "outside" and count >= _NEARLY_ALL * votes[body].total()
         }
-
-
-def _operand_path(site: Site) -> str:
-    """The nearest path upwards through first operands; "" where it comes out of a loop."""
-    instructions, instruction = site.computation.instructions, site.instruction
-    while instruction and not instruction.op_name and instruction.opcode != "while":
-        instruction = instructions.get(next(iter(instruction.operands), ""))
-    return instruction.op_name if instruction else ""
