@@ -121,6 +121,7 @@ def _plan(words: list[str]) -> None:
     from gemma_train.commands import plan
 
     own = plan.PlanArguments()
+    words = [_lengthened(word) for word in words]
     if words and not words[0].startswith("-"):
         default = config.load(words[0])
         arguments, run = _both_from_flags(own, default, words[1:], f"plan {words[0]}")
@@ -129,6 +130,15 @@ def _plan(words: list[str]) -> None:
         _both_from_flags(own, config.EXAMPLE, ["--help"], "plan CONFIG")
     else:
         raise UserError("plan needs a config: gemma-train plan configs/gemma3_1b.py")
+
+
+def _lengthened(word: str) -> str:
+    """Two flags that plan is mostly asked with, as the fields that they are."""
+    flag, equals, value = word.partition("=")
+    match flag:
+        case "--topology" | "--slices":
+            return f"--mesh.{flag[2:]}{equals}{value}"
+    return word
 
 
 def _parse(kind: type, words: list[str], verb: str) -> Any:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import PurePath
 
 from rich.console import Console
@@ -23,10 +23,11 @@ PLAIN = {"markup": False, "highlight": False, "soft_wrap": True}
 
 @dataclass(frozen=True, kw_only=True)
 class PlanArguments:
-    """Where the run would go, and what it is reckoned with."""
+    """Plan a run of a config on TPU slices: --topology v5e:16x16 --slices 2, or as the config says.
 
-    topology: str | None = None  # TPU slice, as v5e:16x16; mesh.topology if not given
-    slices: int | None = None  # such slices; mesh.slices if not given
+    The two are short for --mesh.topology and --mesh.slices; every field of the config is a flag.
+    """
+
     compile: bool = True  # compile the real step (minutes); false counts only
     json: str | None = None  # file for everything, machine readable
     html: str | None = None  # file for a page to read and to pass on
@@ -43,7 +44,6 @@ def run(config: RunConfig, arguments: PlanArguments, source: str) -> None:
     for file in (arguments.json, arguments.html):
         if file is not None:
             storage.existing(str(storage.path(file).parent), "folder of the plan")
-    config = _placed(config, arguments)
     slices = Slices.named(config.mesh.topology, config.mesh.slices)
     slices.check(config.mesh)
     console = Console()
@@ -68,15 +68,6 @@ def _write(file: str | None, content: Callable[[], str]) -> None:
     if file is not None:
         storage.write_whole(storage.path(file), content())
         print(f"wrote {file}")
-
-
-def _placed(config: RunConfig, arguments: PlanArguments) -> RunConfig:
-    """The config on the slices that the arguments name."""
-    mesh = config.mesh
-    topology, slices = arguments.topology or mesh.topology, arguments.slices
-    if slices is None:
-        slices = mesh.slices
-    return replace(config, mesh=replace(mesh, topology=topology, slices=slices))
 
 
 def _compiled(config: RunConfig, slices: Slices, console: Console) -> Compiled | TooLarge | None:

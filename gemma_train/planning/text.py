@@ -36,7 +36,8 @@ def head(plan: Plan) -> list[str]:
     config, mesh, slices = plan.config, plan.config.mesh, plan.slices
     pod = slices.name if slices.count == 1 else f"{slices.count} x {slices.name}"
     return [
-        f"{plan.name}: {count(plan.parameters)} parameters on {slices.chips:,} chips, {pod}",
+        f"{plan.name}: {count(plan.parameters)} parameters on {slices.chips:,} "
+        f"{'chip' if slices.chips == 1 else 'chips'}, {pod}",
         f"  mesh    replica {mesh.replica} x data {mesh.data} x seq {mesh.seq}",
         f"  step    {config.data.batch_rows:,} rows of {config.data.sequence_length:,} = "
         f"{config.step_tokens:,} tokens"

@@ -78,15 +78,31 @@ def test_flags_of_the_plan_and_of_the_config_stand_together(config, capsys):
     assert command_line.run(["plan", config, *words, *more]) == 0
     told = capsys.readouterr().out
     assert "on 32 chips, 2 x v5e:4x4" in told
+    assert command_line.run(["plan", config, "--topology=v5e:1x1", "--mesh.data", "1", *more]) == 0
+    assert "on 1 chip, v5e:1x1" in capsys.readouterr().out
     assert "run     77 steps" in told
     assert "PUE 1.3" in told
+
+
+def test_a_run_on_slices_moves_to_one_slice_with_fewer_replicas(tmp_path, config, capsys):
+    text = CONFIG.replace('data=4, topology="v5e:2x2"', "replica=2, data=2, slices=2")
+    (tmp_path / "pod.py").write_text(text)
+    words = ["--topology", "v5e:2x2", "--slices", "1", "--mesh.replica", "1", "--mesh.data", "4"]
+    assert command_line.run(["plan", config, *words, "--compile", "False"]) == 0
+    assert "on 4 chips, v5e:2x2" in capsys.readouterr().out
 
 
 def test_help_shows_both(capsys):
     with pytest.raises(SystemExit):
         command_line.run(["plan", "--help"])
     told = capsys.readouterr().out
-    for flag in ("--topology", "--cost.price", "--assume.overlapped", "--optimizer.peak-lr"):
+    for flag in (
+        "--topology",
+        "--mesh.topology",
+        "--cost.price",
+        "--assume.overlapped",
+        "--optimizer.peak-lr",
+    ):
         assert flag in told
 
 
@@ -98,7 +114,7 @@ def test_help_shows_both(capsys):
         (["--slices", "2"], ["mesh.slices is 2: it must divide mesh.replica, 1"]),
         (["--compute.dtype", "float32", "--compile", "False"], ["--compute.dtype bfloat16"]),
         (["--cost.pue", "0.5"], ["cost.pue is 0.5"]),
-        (["--topologie", "v5e:2x2"], ["--topologie", "--topology"]),
+        (["--mesh.topologie", "v5e:2x2"], ["--mesh.topologie", "--mesh.topology "]),
         (["--json", "nowhere/plan.json"], ["'nowhere'", "does not exist"]),
     ],
 )
