@@ -23,6 +23,14 @@ def duration(seconds: float) -> str:
     return f"{rest} s"
 
 
+def longest_unit(seconds: float) -> tuple[str, str]:
+    """A time as a figure and its unit: ("5.2", "hours")."""
+    for unit, size in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g}", unit
+    return f"{seconds:.3g}", "seconds"
+
+
 def scientific(number: float) -> str:
     """Three digits, with a power of ten below a hundredth: 12, 0.415, 6·10⁻⁴."""
     if number == 0 or abs(number) >= 0.01:

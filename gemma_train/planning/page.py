@@ -7,8 +7,7 @@ from typing import Any
 
 from gemma_train.config import record
 from gemma_train.metrics.curves import FAINT, HELD_OUT, RULE, TRAIN, inline
-from gemma_train.metrics.report import longest_unit
-from gemma_train.metrics.wording import count, memory, moment, transfer
+from gemma_train.metrics.wording import count, longest_unit, memory, moment, transfer
 from gemma_train.planning.plan import Plan, assumptions
 from gemma_train.planning.text import NO_CHANGE, PEAK_SAYS, head, thousands
 
