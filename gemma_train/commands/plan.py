@@ -1,8 +1,9 @@
 """`gemma-train plan CONFIG`: what a run would need of a TPU pod, and cost, before it is rented."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePath
 
 from rich.console import Console
@@ -47,21 +48,29 @@ def run(config: RunConfig, arguments: PlanArguments, source: str) -> None:
     slices = Slices.named(config.mesh.topology, config.mesh.slices)
     slices.check(config.mesh)
     console = Console()
-    compiled = _compiled(config, slices, console) if arguments.compile else None
-    plan = make_plan(
+    planned = partial(
+        make_plan,
         config,
         slices,
-        compiled,
         name=PurePath(source).stem,
         assume=arguments.assume,
         cost_inputs=arguments.cost,
     )
-    for line in text.told(plan):
-        style = "bold" if line and not line.startswith(" ") else None
-        console.print(line, style=style, **PLAIN)
+    plan = planned(None)  # counted: mistakes are found before minutes are spent
+    _print(console, text.head(plan))
+    compiled = _compiled(config, slices, console) if arguments.compile else None
+    if compiled is not None:
+        plan = planned(compiled)
+    _print(console, text.told(plan))
     _write(arguments.json, lambda: json.dumps(as_data(plan), indent=2) + "\n")
     _write(arguments.html, lambda: page.page(plan))
     require(plan.memory.fits or compiled is None, text.refusal(plan))
+
+
+def _print(console: Console, lines: Iterable[str]) -> None:
+    for line in lines:
+        style = "bold" if line and not line.startswith(" ") else None
+        console.print(line, style=style, **PLAIN)
 
 
 def _write(file: str | None, content: Callable[[], str]) -> None:
@@ -77,8 +86,8 @@ def _compiled(config: RunConfig, slices: Slices, console: Console) -> Compiled |
             return compile_for(config, slices)
     except NoCompiler as error:
         console.print(
-            f"no TPU compiler here ({error}), so what follows is counted, not compiled: "
-            "pip install 'gemma_train[plan]' gets it\n",
+            f"\nno TPU compiler here ({error}), so what follows is counted, not compiled: "
+            "pip install 'gemma_train[plan]' gets it",
             **PLAIN,
         )
         return None

@@ -17,7 +17,7 @@ from gemma_train.planning.silence import silenced_standard_error
 from gemma_train.training.state import abstract_state
 from gemma_train.training.step import make_step
 
-_NEEDED = re.compile(r"\(([\d.]+)([KMGT])\) exceeds available HBM")
+_REFUSAL = re.compile(r"\(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)")
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -36,6 +36,7 @@ class TooLarge:
     """A step that the compiler refused, because a chip's memory cannot hold it."""
 
     needed_bytes: int  # at least
+    available_bytes: int  # what a program may have
     seconds: float
 
 
@@ -47,20 +48,20 @@ def compile_step(config: RunConfig, mesh: Mesh) -> Compiled | TooLarge:
         step = make_step(config).trace(abstract_state(config), batch)
         lowered = step.lower(lowering_platforms=("tpu",))
 
-    def made() -> jax.stages.Compiled | int:
+    def made() -> jax.stages.Compiled | tuple[int, int]:
         """A refusal is a result, and leaves the compiler's noise behind."""
         try:
             return lowered.compile()
         except jax.errors.JaxRuntimeError as error:
-            if (needed := needed_bytes(str(error))) is None:
+            if (sizes := needed_and_available(str(error))) is None:
                 raise
-            return needed
+            return sizes
 
     with silenced_standard_error():
         found = made()
     seconds = time.monotonic() - began
-    if isinstance(found, int):
-        return TooLarge(needed_bytes=found, seconds=seconds)
+    if isinstance(found, tuple):
+        return TooLarge(needed_bytes=found[0], available_bytes=found[1], seconds=seconds)
     memory = found.memory_analysis()
     assert memory is not None, "the TPU compiler tells what it holds"
     return Compiled(
@@ -71,8 +72,8 @@ def compile_step(config: RunConfig, mesh: Mesh) -> Compiled | TooLarge:
     )
 
 
-def needed_bytes(message: str) -> int | None:
-    """How much a refused program asked for, from the compiler's words; None for other errors."""
-    if "RESOURCE_EXHAUSTED" not in message or not (found := _NEEDED.search(message)):
+def needed_and_available(message: str) -> tuple[int, int] | None:
+    """The bytes that a refused program asked for, and those there are; None for other errors."""
+    if "RESOURCE_EXHAUSTED" not in message or not (found := _REFUSAL.search(message)):
         return None
-    return int(float(found[1]) * _UNITS[found[2]])
+    return int(float(found[1]) * _UNITS[found[2]]), int(float(found[3]) * _UNITS[found[4]])

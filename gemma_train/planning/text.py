@@ -18,9 +18,8 @@ PEAK_SAYS = {
 
 
 def told(plan: Plan) -> list[str]:
-    """The whole page."""
+    """The page below its head: sections, each after an empty line."""
     sections = [
-        head(plan),
         _section("Memory of a chip", _memory(plan.memory), note=_peak_note(plan)),
         *([_section("To make it fit (estimates)", _changes(plan))] if not plan.memory.fits else []),
         _section(*_collectives(plan)),
@@ -28,7 +27,7 @@ def told(plan: Plan) -> list[str]:
         _section("The run (an estimate)", _run(plan)),
         _section("Assumed", [row for line in assumptions(plan) for row in _item(line)]),
     ]
-    return [line for section in sections for line in ["", *section]][1:]
+    return [line for section in sections for line in ["", *section]]
 
 
 def head(plan: Plan) -> list[str]:

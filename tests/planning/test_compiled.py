@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from gemma_train.planning.compiled import Compiled, TooLarge, needed_bytes
+from gemma_train.planning.compiled import Compiled, TooLarge, needed_and_available
 from gemma_train.planning.memory import state_bytes
 from gemma_train.planning.plan import compile_for
 from gemma_train.planning.silence import silenced_standard_error
@@ -49,17 +49,20 @@ def test_the_real_step_compiles_and_holds_at_least_its_state(pod_run):
     assert "num_partitions=4" in found.program
 
 
-def test_a_step_that_is_too_large_is_a_result(pod_run):
-    found = compiled(pod_run(**TINY | {"data__batch_rows": 2**19}))
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v4:2x2x1", "v5p:2x2x1", "v6e:2x2"])
+def test_a_step_that_is_too_large_is_a_result_and_the_table_knows_the_limit(topology, pod_run):
+    found = compiled(pod_run(**TINY | {"data__batch_rows": 2**20, "mesh__topology": topology}))
     assert isinstance(found, TooLarge)
-    assert found.needed_bytes > Slices.named("v5e:2x2").chip.usable_hbm_bytes
+    assert found.needed_bytes > found.available_bytes
+    assert found.available_bytes == Slices.named(topology).chip.usable_hbm_bytes
 
 
 def test_the_compilers_refusal_says_how_much_it_needed():
-    assert needed_bytes(REFUSAL) == int(15.9 * 2**30)
-    assert needed_bytes(REFUSAL.replace("15.90G", "1.02T")) == int(1.02 * 2**40)
-    assert needed_bytes("INTERNAL: something else (1.0G)") is None
-    assert needed_bytes("RESOURCE_EXHAUSTED: out of some other thing") is None
+    assert needed_and_available(REFUSAL) == (int(15.9 * 2**30), int(15.75 * 2**30))
+    tera = needed_and_available(REFUSAL.replace("15.90G", "1.02T"))
+    assert tera == (int(1.02 * 2**40), int(15.75 * 2**30))
+    assert needed_and_available(REFUSAL.replace("RESOURCE_EXHAUSTED", "INTERNAL")) is None
+    assert needed_and_available("RESOURCE_EXHAUSTED: out of some other thing") is None
 
 
 def test_native_chatter_is_kept_from_the_screen_unless_something_fails(capfd):

@@ -9,7 +9,7 @@ from gemma_train.planning.compiled import TooLarge
 from gemma_train.planning.cost import CostConfig
 from gemma_train.planning.page import page
 from gemma_train.planning.plan import as_data
-from gemma_train.planning.text import bar, refusal, thousands, told
+from gemma_train.planning.text import bar, head, refusal, thousands, told
 
 GIB = 2**30
 
@@ -22,13 +22,14 @@ def counted(pod_run, plan_of):
 @pytest.fixture(scope="module")
 def refused(pod_run, plan_of):
     return plan_of(
-        pod_run(data__batch_rows=256), TooLarge(needed_bytes=int(18.3 * GIB), seconds=70)
+        pod_run(data__batch_rows=256),
+        TooLarge(needed_bytes=int(18.3 * GIB), available_bytes=int(15.75 * GIB), seconds=70),
     )
 
 
 def test_the_page_tells_mesh_memory_traffic_time_and_cost(counted, total_of):
     compiled = replace(counted, collectives=[total_of("ici", 5e9), total_of("dcn", 2e6)])
-    lines = told(compiled)
+    lines = [*head(compiled), *told(compiled)]
     text = "\n".join(lines)
     assert lines[0] == "pod: 1B parameters on 32 chips, 2 x v5e:4x4"
     for part in (
