@@ -40,7 +40,7 @@ class ActivationBytes:
     """Bytes per chip of what comes and goes in a step: estimated."""
 
     saved: int  # kept from forward to backward: the inputs of layers, or what remat lets stay
-    layer: int  # a layer at work, its recomputed activations and their gradients
+    layer: int  # a layer at work: recomputed activations, their gradients, float32 on the way
     weights: int  # gathered weights of a layer, of the next one, and the gradient
     logits: int  # a chunk of them, or the table's columns and gradient
     accumulator: int  # the sum over microbatches beside the gradient of one
@@ -91,7 +91,7 @@ def activation_bytes(config: RunConfig) -> ActivationBytes:
     weights = layer_parameters(model) * width
     return ActivationBytes(
         saved=model.layers * tokens * kept * width,
-        layer=2 * tokens * inside * width,
+        layer=3 * tokens * inside * width,
         weights=3 * weights,
         logits=_logit_bytes(config, width),
         accumulator=state_bytes(config).gradients if config.accumulation > 1 else 0,
