@@ -7,7 +7,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gemma_train.axes import activation
-from gemma_train.data.example import Batch
+from gemma_train.data.example import Batch, padding
 
 
 def needed_rows(mesh: Mesh, batch_rows: int) -> list[int]:
@@ -33,6 +33,16 @@ def place(batch: Batch, mesh: Mesh, batch_rows: int) -> Batch:
         return jax.make_array_from_callback((batch_rows, x_bt.shape[1]), sharding, part)
 
     return jax.tree.map(put, batch)
+
+
+def abstract_batch(mesh: Mesh, batch_rows: int, length: int) -> Batch:
+    """Shapes, dtypes and shardings of a batch that `place` would put on the mesh."""
+    sharding = NamedSharding(mesh, activation("bt"))
+
+    def like(x_bt: np.ndarray) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((batch_rows, length), x_bt.dtype, sharding=sharding)
+
+    return jax.tree.map(like, padding(1, 1))
 
 
 def abstract[Tree](make: Callable[[], Tree]) -> Tree:

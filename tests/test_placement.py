@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gemma_train.data.example import Batch
-from gemma_train.placement import needed_rows, place
+from gemma_train.placement import abstract_batch, needed_rows, place
 from tests.two_processes import numbered
 
 ROOT = Path(__file__).parents[1]
@@ -38,6 +38,19 @@ def test_a_placed_batch_is_the_batch_split_by_rows_and_positions(mesh, mesh_of):
             assert shard.data.shape == (rows // (replica * data), length // seq)
             np.testing.assert_array_equal(shard.data, array[shard.index])
     assert isinstance(placed, Batch)
+
+
+@pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 2)])
+def test_an_abstract_batch_is_a_placed_one_without_its_numbers(mesh, mesh_of):
+    with mesh_of(*mesh):
+        placed = place(numbered(16, 8), jax.sharding.get_mesh(), 16)
+        abstract = abstract_batch(jax.sharding.get_mesh(), 16, 8)
+    assert jax.tree.structure(placed) == jax.tree.structure(abstract)
+    for name, array in vars(placed).items():
+        like = getattr(abstract, name)
+        assert isinstance(like, jax.ShapeDtypeStruct)
+        assert (like.shape, like.dtype) == (array.shape, array.dtype), name
+        assert like.sharding == array.sharding, name
 
 
 def test_two_processes_place_their_own_rows_only():

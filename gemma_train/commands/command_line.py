@@ -9,9 +9,10 @@ import dataclasses
 import errno
 import io
 import itertools
+import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 from gemma_train.errors import UserError
 
@@ -20,6 +21,7 @@ USAGE = """usage: gemma-train VERB ...
   tokenizer RECIPE     train the tokenizer that a recipe of data_recipes/ describes
   prepare RECIPE       turn a recipe's texts into token datasets
   train CONFIG         pretrain: run a config of configs/, or go on where it stopped
+  plan CONFIG          compile a config's step for a TPU pod: memory, traffic, days, cost
   evaluate RUN         the held-out loss of a run, beside the unigram entropy
   sample MODEL         continue prompts with a run's newest checkpoint, or imported weights
   report RUN           write a run's curves and config as one HTML page
@@ -27,7 +29,7 @@ USAGE = """usage: gemma-train VERB ...
   inspect PATH         what a folder of weights, or a GGUF file, holds
 
 gemma-train VERB --help shows what a verb takes; gemma-train train --help shows every field of a
-config, each of which train takes as a flag: --optimizer.peak-lr 3e-4
+config, each of which train and plan take as a flag: --optimizer.peak-lr 3e-4
 """
 
 
@@ -73,6 +75,8 @@ def _verb(name: str) -> Callable[[list[str]], None]:
             return lambda words: prepare.run(_parse(prepare.PrepareArguments, words, name))
         case "train":
             return _train
+        case "plan":
+            return _plan
         case "evaluate":
             from gemma_train.commands import evaluate
 
@@ -110,6 +114,33 @@ def _train(words: list[str]) -> None:
         raise UserError("train needs a config: gemma-train train configs/quickstart.py")
 
 
+def _plan(words: list[str]) -> None:
+    """`plan CONFIG [--topology NAME] [--field value ...]`: its own flags beside the config's."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax wakes: the TPU is only compiled for
+    from gemma_train import config
+    from gemma_train.commands import plan
+
+    own = plan.PlanArguments()
+    words = [_lengthened(word) for word in words]
+    if words and not words[0].startswith("-"):
+        default = config.load(words[0])
+        arguments, run = _both_from_flags(own, default, words[1:], f"plan {words[0]}")
+        plan.run(run, arguments, words[0])
+    elif "--help" in words or "-h" in words:
+        _both_from_flags(own, config.EXAMPLE, ["--help"], "plan CONFIG")
+    else:
+        raise UserError("plan needs a config: gemma-train plan configs/gemma3_1b.py")
+
+
+def _lengthened(word: str) -> str:
+    """Two flags that plan is mostly asked with, as the fields that they are."""
+    flag, equals, value = word.partition("=")
+    match flag:
+        case "--topology" | "--slices":
+            return f"--mesh.{flag[2:]}{equals}{value}"
+    return word
+
+
 def _parse(kind: type, words: list[str], verb: str) -> Any:
     """A verb's arguments; the fields it cannot do without may come first, without their flags."""
     needed = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING]
@@ -121,7 +152,7 @@ def _parse(kind: type, words: list[str], verb: str) -> Any:
 
 
 def _from_flags(kind: type, words: list[str], verb: str, default: Any = None) -> Any:
-    """A config (with its `default`) or a verb's arguments from flags: all that knows tyro.
+    """A config (with its `default`) or a verb's arguments from flags.
 
     Raises `UserError` with tyro's finding in one line.
     """
@@ -143,6 +174,17 @@ def _from_flags(kind: type, words: list[str], verb: str, default: Any = None) ->
             raise
         lines = [line.strip("│╭╮╰╯─ ") for line in told.getvalue().splitlines()[1:]]
         raise UserError(" ".join(line for line in lines if line).split(" For full")[0]) from None
+
+
+def _both_from_flags(own: Any, config: Any, words: list[str], verb: str) -> tuple[Any, Any]:
+    """A verb's own arguments and a config, both with defaults, from flags that stand together."""
+    import tyro
+
+    flat = tyro.conf.arg(name="")
+    fields = [(name, Annotated[type(it), flat]) for name, it in (("own", own), ("config", config))]
+    kind = dataclasses.make_dataclass("Both", fields, namespace={"__doc__": type(own).__doc__})
+    both = _from_flags(kind, words, verb, kind(own, config))
+    return both.own, both.config
 
 
 NO_SPACE = "no space left on the device: free some, or choose another place, and run it again"

@@ -95,7 +95,7 @@ def draw(curve: Curve) -> str:
         text = io.StringIO()
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(text, format="svg", transparent=True, metadata=nothing)
-    return _inline(text.getvalue())
+    return inline(text.getvalue())
 
 
 def _plot(axes: Any, curve: Curve) -> None:
@@ -167,7 +167,7 @@ def _logarithmic_ticks(low: float, high: float) -> list[float]:
     ]
 
 
-def _inline(document: str) -> str:
+def inline(document: str) -> str:
     """The element alone: no prolog, no fixed size, colours by the page's variables."""
     element = document[document.index("<svg") :]
     head, body = element.split(">", 1)

@@ -14,7 +14,7 @@ from gemma_train import run_files
 from gemma_train.errors import UserError, require
 from gemma_train.metrics import recorder
 from gemma_train.metrics.curves import Curve, Series, draw
-from gemma_train.metrics.wording import count, scientific
+from gemma_train.metrics.wording import count, longest_unit, scientific
 
 TEMPLATE = "report.html.jinja"
 
@@ -103,7 +103,7 @@ def _headline(lines: list[Line], summary: Line) -> list[tuple[str, str, str]]:
     speed = _series(lines, "tokens_per_second")[0]
     if (tokens := _tokens(lines, summary)) is not None:
         figures.append(("tokens seen", count(tokens), ""))
-    figures.append(("wall time", *_longest_unit(lines[-1]["time"] - lines[0]["time"])))
+    figures.append(("wall time", *longest_unit(lines[-1]["time"] - lines[0]["time"])))
     if len(speed.value):
         figures.append(("median speed", count(float(np.median(speed.value))), "tokens/s"))
     utilization = _series(lines, "model_flops_utilization")[0]
@@ -180,14 +180,6 @@ def _svg(curve: Curve) -> Any:
     from markupsafe import Markup
 
     return Markup(draw(curve))
-
-
-def _longest_unit(seconds: float) -> tuple[str, str]:
-    """A time as a figure and its unit: ("5.2", "hours")."""
-    for unit, size in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.3g}", unit
-    return f"{seconds:.3g}", "seconds"
 
 
 def _percent(value: float) -> str:

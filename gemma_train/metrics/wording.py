@@ -23,6 +23,14 @@ def duration(seconds: float) -> str:
     return f"{rest} s"
 
 
+def longest_unit(seconds: float) -> tuple[str, str]:
+    """A time as a figure and its unit: ("5.2", "hours")."""
+    for unit, size in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g}", unit
+    return f"{seconds:.3g}", "seconds"
+
+
 def scientific(number: float) -> str:
     """Three digits, with a power of ten below a hundredth: 12, 0.415, 6·10⁻⁴."""
     if number == 0 or abs(number) >= 0.01:
@@ -30,3 +38,28 @@ def scientific(number: float) -> str:
     mantissa, exponent = f"{number:.2e}".split("e")
     raised = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
     return f"{float(mantissa):g}·10{raised}"
+
+
+def memory(size: float) -> str:
+    """Bytes of memory in three digits, by powers of 1024: 640 B, 14.9 MiB, 2.84 GiB."""
+    return _in_units(size, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
+
+
+def transfer(size: float) -> str:
+    """Bytes that move in three digits, by powers of 1000 as bandwidths are: 15.7 MB, 6.4 GB."""
+    return _in_units(size, 1000, ("B", "kB", "MB", "GB", "TB", "PB"))
+
+
+def moment(seconds: float) -> str:
+    """A short time in three digits: 5.01 ms, 518 ms, 3.16 s."""
+    if seconds >= 0.9995:
+        return f"{seconds:.3g} s"
+    return f"{1000 * seconds:.3g} ms" if seconds else "0 ms"
+
+
+def _in_units(size: float, base: int, units: tuple[str, ...]) -> str:
+    for unit in units[:-1]:
+        if size < 999.5:
+            return f"{size:.3g} {unit}"
+        size /= base
+    return f"{size:,.3g} {units[-1]}"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gemma_train.metrics.wording import count, duration, scientific
+from gemma_train.metrics.wording import count, duration, memory, moment, scientific, transfer
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,31 @@ def test_times_have_two_units(seconds, text):
 )
 def test_small_numbers_have_a_power_of_ten(number, text):
     assert scientific(number) == text
+
+
+@pytest.mark.parametrize(
+    ("size", "told"),
+    [
+        (0, "0 B"),
+        (640, "640 B"),
+        (15_651_568, "14.9 MiB"),
+        (3 * 2**30, "3 GiB"),
+        (3 * 2**40, "3 TiB"),
+    ],
+)
+def test_memory_is_told_by_powers_of_1024(size, told):
+    assert memory(size) == told
+
+
+@pytest.mark.parametrize(
+    ("size", "told"), [(655_000, "655 kB"), (15_700_000, "15.7 MB"), (6.4e9, "6.4 GB")]
+)
+def test_transfers_are_told_by_powers_of_1000(size, told):
+    assert transfer(size) == told
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"), [(0, "0 ms"), (0.00501, "5.01 ms"), (0.518, "518 ms"), (3.157, "3.16 s")]
+)
+def test_moments_are_told_in_three_digits(seconds, told):
+    assert moment(seconds) == told

@@ -1,0 +1,93 @@
+"""`gemma-train plan CONFIG`: what a run would need of a TPU pod, and cost, before it is rented."""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import PurePath
+
+from rich.console import Console
+
+from gemma_train import storage
+from gemma_train.config import RunConfig
+from gemma_train.errors import require
+from gemma_train.metrics.waiting import waiting
+from gemma_train.planning import page, text
+from gemma_train.planning.compiled import Compiled, TooLarge
+from gemma_train.planning.cost import CostConfig
+from gemma_train.planning.estimate import Assumptions
+from gemma_train.planning.plan import as_data, compile_for, make_plan
+from gemma_train.planning.topology import NoCompiler, Slices
+
+PLAIN = {"markup": False, "highlight": False, "soft_wrap": True}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanArguments:
+    """Plan a run of a config on TPU slices: --topology v5e:16x16 --slices 2, or as the config says.
+
+    The two are short for --mesh.topology and --mesh.slices; every field of the config is a flag.
+    """
+
+    compile: bool = True  # compile the real step (minutes); false counts only
+    json: str | None = None  # file for everything, machine readable
+    html: str | None = None  # file for a page to read and to pass on
+    assume: Assumptions = Assumptions()  # what the estimate of a step takes for granted
+    cost: CostConfig = CostConfig()  # what energy, carbon and money are reckoned with
+
+
+def run(config: RunConfig, arguments: PlanArguments, source: str) -> None:
+    """Print the plan of the config read from `source`, and write it where asked.
+
+    Raises `UserError` for slices that there are not, a mesh that does not multiply to their chips
+    and, after the plan is told, for a step that the compiler found too large.
+    """
+    for file in (arguments.json, arguments.html):
+        if file is not None:
+            storage.existing(str(storage.path(file).parent), "folder of the plan")
+    slices = Slices.named(config.mesh.topology, config.mesh.slices)
+    slices.check(config.mesh)
+    console = Console()
+    planned = partial(
+        make_plan,
+        config,
+        slices,
+        name=PurePath(source).stem,
+        assume=arguments.assume,
+        cost_inputs=arguments.cost,
+    )
+    plan = planned(None)  # counted: mistakes are found before minutes are spent
+    _print(console, text.head(plan))
+    compiled = _compiled(config, slices, console) if arguments.compile else None
+    if compiled is not None:
+        plan = planned(compiled)
+    _print(console, text.told(plan))
+    _write(arguments.json, lambda: json.dumps(as_data(plan), indent=2) + "\n")
+    _write(arguments.html, lambda: page.page(plan))
+    require(plan.memory.fits or compiled is None, text.refusal(plan))
+
+
+def _print(console: Console, lines: Iterable[str]) -> None:
+    for line in lines:
+        style = "bold" if line and not line.startswith(" ") else None
+        console.print(line, style=style, **PLAIN)
+
+
+def _write(file: str | None, content: Callable[[], str]) -> None:
+    if file is not None:
+        storage.write_whole(storage.path(file), content())
+        print(f"wrote {file}")
+
+
+def _compiled(config: RunConfig, slices: Slices, console: Console) -> Compiled | TooLarge | None:
+    """What the compiler says; None, and how to get one, where there is none."""
+    try:
+        with waiting(f"compiling the step for {slices.chips:,} {slices.chip.generation}", console):
+            return compile_for(config, slices)
+    except NoCompiler as error:
+        console.print(
+            f"\nno TPU compiler here ({error}), so what follows is counted, not compiled: "
+            "pip install 'gemma_train[plan]' gets it",
+            **PLAIN,
+        )
+        return None

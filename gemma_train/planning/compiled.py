@@ -1,0 +1,79 @@
+"""The train step as the TPU compiler makes it: what it holds at its fullest, and its program.
+
+It is the very function that the trainer runs, lowered from shapes alone. Of the compiler's memory
+figures `peak_memory_in_bytes` is used; `temp_size_in_bytes` can be far from what is held at once.
+"""
+
+import re
+import time
+from dataclasses import dataclass
+
+import jax
+from jax.sharding import Mesh
+
+from gemma_train.config import RunConfig
+from gemma_train.placement import abstract_batch
+from gemma_train.planning.silence import silenced_standard_error
+from gemma_train.training.state import abstract_state
+from gemma_train.training.step import make_step
+
+_REFUSAL = re.compile(r"\(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)")
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """A step that compiled. Bytes are those of one chip."""
+
+    peak_bytes: int
+    argument_bytes: int  # parameters, moments and batch
+    program: str  # the compiler's own text, HLO after optimisation
+    seconds: float  # that it took
+
+
+@dataclass(frozen=True, kw_only=True)
+class TooLarge:
+    """A step that the compiler refused, because a chip's memory cannot hold it."""
+
+    needed_bytes: int  # at least
+    available_bytes: int  # what a program may have
+    seconds: float
+
+
+def compile_step(config: RunConfig, mesh: Mesh) -> Compiled | TooLarge:
+    """Compile the step of `config` for a mesh of TPU devices: minutes, for a large model."""
+    began = time.monotonic()
+    with jax.set_mesh(mesh):
+        batch = abstract_batch(mesh, config.data.batch_rows, config.data.sequence_length)
+        step = make_step(config).trace(abstract_state(config), batch)
+        lowered = step.lower(lowering_platforms=("tpu",))
+
+    def made() -> jax.stages.Compiled | tuple[int, int]:
+        """A refusal is a result, and leaves the compiler's noise behind."""
+        try:
+            return lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            if (sizes := needed_and_available(str(error))) is None:
+                raise
+            return sizes
+
+    with silenced_standard_error():
+        found = made()
+    seconds = time.monotonic() - began
+    if isinstance(found, tuple):
+        return TooLarge(needed_bytes=found[0], available_bytes=found[1], seconds=seconds)
+    memory = found.memory_analysis()
+    assert memory is not None, "the TPU compiler tells what it holds"
+    return Compiled(
+        peak_bytes=memory.peak_memory_in_bytes,
+        argument_bytes=memory.argument_size_in_bytes,
+        program=found.as_text() or "",
+        seconds=seconds,
+    )
+
+
+def needed_and_available(message: str) -> tuple[int, int] | None:
+    """The bytes that a refused program asked for, and those there are; None for other errors."""
+    if "RESOURCE_EXHAUSTED" not in message or not (found := _REFUSAL.search(message)):
+        return None
+    return int(float(found[1]) * _UNITS[found[2]]), int(float(found[3]) * _UNITS[found[4]])

@@ -1,0 +1,135 @@
+"""What to change in a config whose step does not fit: the cheapest changes that would do.
+
+Each change is weighed by the model of memory.py, scaled to what the compiler found for the config
+as it is. Fewer extra FLOPs come first; among equals, what disturbs training least.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from gemma_train.config import RunConfig
+from gemma_train.errors import UserError
+from gemma_train.model.flops import training_flops_per_token
+from gemma_train.planning.estimate import recomputed_flops
+from gemma_train.planning.memory import activation_bytes, state_bytes
+
+SHOWN = 2
+SMALLEST_CHUNK = 128
+
+Fields = dict[str, object]  # dotted names of fields, and their values
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """A change of a config after which its step would fit; an estimate."""
+
+    flags: str  # as a command line takes them
+    peak_bytes: int
+    extra_flops: float  # as a share of the model's own
+    remark: str  # what else it does
+
+
+def changes_that_fit(config: RunConfig, peak_bytes: int, usable_bytes: int) -> list[Change]:
+    """At most two changes after which `config`, now at `peak_bytes`, takes `usable_bytes` or less.
+
+    Of several strengths of one kind (accumulation 2, 4, 8 ...) the weakest that does is taken.
+    Where no kind is enough alone, two together are tried; empty where they are not enough either.
+    """
+    scale = max(peak_bytes - state_bytes(config).total, 0) / activation_bytes(config).peak
+
+    def first_that_fits(steps: list[Fields], remark: str) -> Change | None:
+        for step in steps:
+            changed = changed_config(config, step)
+            peak = int(state_bytes(changed).total + scale * activation_bytes(changed).peak)
+            if peak <= usable_bytes:
+                return Change(
+                    flags=as_flags(step),
+                    peak_bytes=peak,
+                    extra_flops=_extra_flops(config, changed),
+                    remark=remark,
+                )
+        return None
+
+    ways = list(_ways(config))
+    found = [change for remark, steps in ways if (change := first_that_fits(steps, remark))]
+    if not found:
+        pairs = (
+            ([strongest | step for step in steps], f"{remark}; {other}")
+            for number, (remark, [*_, strongest]) in enumerate(ways)
+            for other, steps in _ways(changed_config(config, strongest), skip=number + 1)
+        )
+        found = [change for steps, remark in pairs if (change := first_that_fits(steps, remark))]
+    return sorted(found, key=lambda change: change.extra_flops)[:SHOWN]
+
+
+def _ways(config: RunConfig, skip: int = 0) -> Iterator[tuple[str, list[Fields]]]:
+    """(what else it does, changes from weak to strong) of each kind that the config allows."""
+    mesh, batch = config.mesh, config.data.batch_rows
+    powers = [2**power for power in range(1, 12)]
+    ways: list[tuple[str, list[Fields]]] = [
+        (
+            "the loss in smaller products",
+            [
+                {"loss.chunk": config.loss.chunk // power}
+                for power in powers
+                if config.loss.chunk // power >= SMALLEST_CHUNK
+            ],
+        ),
+        (
+            "weights are gathered in every microbatch",
+            [{"accumulation": config.accumulation * power} for power in powers],
+        ),
+        (
+            "sequences split over more chips; the same chips",
+            [
+                {"mesh.replica": mesh.replica // power, "mesh.seq": mesh.seq * power}
+                for power in powers
+                if mesh.replica % power == 0
+            ],
+        ),
+        (
+            "parameters split over more chips; the same chips",
+            [
+                {"mesh.replica": mesh.replica // power, "mesh.data": mesh.data * power}
+                for power in powers
+                if mesh.replica % power == 0
+            ],
+        ),
+        ("layers run forward a second time", [{"compute.remat": "full"}]),
+        (
+            "another batch, which changes what is learned",
+            [{"data.batch_rows": batch // power} for power in powers if batch % power == 0],
+        ),
+    ]
+    for remark, steps in ways[skip:]:
+        if allowed := [step for step in steps if _is_allowed(config, step)]:
+            yield remark, allowed
+
+
+def _is_allowed(config: RunConfig, step: Fields) -> bool:
+    try:
+        return changed_config(config, step) != config
+    except UserError:
+        return False
+
+
+def changed_config(config: RunConfig, step: Fields) -> RunConfig:
+    """The config with these fields, all at once. Raises `UserError` if it contradicts itself."""
+    parts: dict[str, Fields] = {}
+    for name, value in step.items():
+        part, _, field = name.rpartition(".")
+        parts.setdefault(part, {})[field] = value
+    own = parts.pop("", {})
+    nested = {part: replace(getattr(config, part), **inner) for part, inner in parts.items()}
+    return replace(config, **own, **nested)
+
+
+def as_flags(step: Fields) -> str:
+    """The fields as flags: --data.batch-rows 64."""
+    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in step.items())
+
+
+def _extra_flops(config: RunConfig, changed: RunConfig) -> float:
+    """Recomputed FLOPs that the change adds, over the model's own."""
+    own = training_flops_per_token(config.model, config.data.sequence_length)
+    return (recomputed_flops(changed) - recomputed_flops(config)) / own

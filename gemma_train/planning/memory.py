@@ -1,0 +1,135 @@
+"""What a chip holds, counted without compiling: the state exactly, activations by a model of them.
+
+The state's bytes come from its own shardings. The model counts what the step keeps through the
+backward pass and the largest things that stand beside it at one time; it orders changes of a
+config (fitting.py) and stands in where there is no compiler, whose peak is the truth.
+"""
+
+import functools
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh, AxisType
+
+from gemma_train.config import RunConfig
+from gemma_train.model.config import GemmaConfig
+from gemma_train.training.state import initial_state
+from gemma_train.zero3 import split
+
+FLOAT32, BFLOAT16 = 4, 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateBytes:
+    """Bytes per chip of what is there in every step: exact."""
+
+    parameters: int
+    moments: int
+    gradients: int
+
+    @property
+    def total(self) -> int:
+        return self.parameters + self.moments + self.gradients
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivationBytes:
+    """Bytes per chip of what comes and goes in a step: estimated."""
+
+    saved: int  # kept from forward to backward: the inputs of layers, or what remat lets stay
+    layer: int  # a layer at work: recomputed activations, their gradients, float32 on the way
+    weights: int  # gathered weights of a layer, of the next one, and the gradient
+    logits: int  # a chunk of them, or the table's columns and gradient
+    accumulator: int  # the sum over microbatches beside the gradient of one
+
+    @property
+    def peak(self) -> int:
+        """Layers and the loss take turns."""
+        return self.saved + self.accumulator + max(self.layer + self.weights, self.logits)
+
+
+def abstract_mesh(config: RunConfig) -> AbstractMesh:
+    """The mesh of the run, of no devices in particular."""
+    sizes = config.mesh.axis_sizes
+    return AbstractMesh(
+        tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Explicit,) * len(sizes)
+    )
+
+
+@functools.lru_cache(maxsize=256)  # fitting asks for many configs, some of them again
+def state_bytes(config: RunConfig) -> StateBytes:
+    """Parameters, moments and gradients as they lie on a chip of the run's mesh."""
+    with jax.sharding.use_abstract_mesh(abstract_mesh(config)):
+        state = jax.eval_shape(lambda: initial_state(config))
+    parameters = _bytes(state.model)
+    return StateBytes(parameters=parameters, moments=_bytes(state.moments), gradients=parameters)
+
+
+def _bytes(tree: Any) -> int:
+    """Bytes per chip; a leaf without a sharding is a counter, whole on every chip."""
+    leaves = jax.tree.leaves(tree)
+    shapes = [x.sharding.shard_shape(x.shape) if x.sharding else x.shape for x in leaves]
+    return sum(math.prod(s) * x.dtype.itemsize for s, x in zip(shapes, leaves, strict=True))
+
+
+def activation_bytes(config: RunConfig) -> ActivationBytes:
+    """A model of the rest of the step's memory on a chip."""
+    tokens, model = chip_tokens(config), config.model
+    width = BFLOAT16 if config.compute.dtype == "bfloat16" else FLOAT32
+    heads = (model.query_heads + 2 * model.key_value_heads) * model.head_dimension
+    inside = 4 * model.width + 2 * heads + 4 * model.hidden
+    match config.compute.remat:
+        case "none":
+            kept = inside
+        case "full":
+            kept = model.width
+        case "save_named":
+            kept = model.width + sum(_named_widths(model, config.compute.saved))
+    weights = layer_parameters(model) * width
+    return ActivationBytes(
+        saved=model.layers * tokens * kept * width,
+        layer=3 * tokens * inside * width,
+        weights=3 * weights,
+        logits=_logit_bytes(config, width),
+        accumulator=state_bytes(config).gradients if config.accumulation > 1 else 0,
+    )
+
+
+def chip_tokens(config: RunConfig) -> int:
+    """Tokens of a microbatch that one chip holds."""
+    return config.step_tokens // config.accumulation // config.mesh.devices
+
+
+def layer_parameters(model: GemmaConfig) -> int:
+    """Parameters of the matrices of one layer."""
+    heads = 2 * model.head_dimension * (model.query_heads + model.key_value_heads)
+    return model.width * (heads + 3 * model.hidden)
+
+
+def table_parts(config: RunConfig) -> int:
+    """Over how many chips the rows of the embedding are split."""
+    sizes = config.mesh.axis_sizes
+    shape = (config.model.vocabulary, config.model.width)
+    rows = split("vd", shape, sizes).partitions[0] or ()
+    return math.prod(sizes[axis] for axis in ((rows,) if isinstance(rows, str) else rows))
+
+
+def _named_widths(model: GemmaConfig, names: Iterable[str]) -> Iterable[int]:
+    """Numbers a token that each saved name keeps in a layer."""
+    query = model.query_heads * model.head_dimension
+    key = model.key_value_heads * model.head_dimension
+    widths = {"query": query, "key": key, "value": key, "attention_output": query}
+    widths |= {"hidden": model.hidden, "branch": 2 * model.width}
+    return (widths[name] for name in names)
+
+
+def _logit_bytes(config: RunConfig, width: int) -> int:
+    """The vocabulary loss: logits and softmax of a chunk, the table's own rows, their gradient."""
+    model = config.model
+    parts = table_parts(config)
+    own_rows = model.vocabulary // parts
+    chunk = min(config.loss.chunk, chip_tokens(config)) * parts
+    return chunk * own_rows * (FLOAT32 + width) + own_rows * model.width * (FLOAT32 + width)

@@ -1,0 +1,188 @@
+"""A plan as lines of aligned text: headings at the margin, figures below them."""
+
+import textwrap
+from collections.abc import Sequence
+
+from gemma_train.metrics.wording import count, duration, memory, moment, transfer
+from gemma_train.planning.collectives import Total
+from gemma_train.planning.plan import Memory, Plan, assumptions
+
+BAR = 32
+WIDTH = 94
+NO_CHANGE = "no one or two changes of the config would do: take more chips, or larger ones"
+PEAK_SAYS = {
+    "compiled": "the TPU compiler's",
+    "refused": "the TPU compiler refuses it",
+    "modelled": "modelled, not compiled",
+}
+
+
+def told(plan: Plan) -> list[str]:
+    """The page below its head: sections, each after an empty line."""
+    sections = [
+        _section("Memory of a chip", _memory(plan.memory), note=_peak_note(plan)),
+        *([_section("To make it fit (estimates)", _changes(plan))] if not plan.memory.fits else []),
+        _section(*_collectives(plan)),
+        _section("A step (an estimate)", _time(plan)),
+        _section("The run (an estimate)", _run(plan)),
+        _section("Assumed", [row for line in assumptions(plan) for row in _item(line)]),
+    ]
+    return [line for section in sections for line in ["", *section]]
+
+
+def head(plan: Plan) -> list[str]:
+    """What is planned."""
+    config, mesh, slices = plan.config, plan.config.mesh, plan.slices
+    pod = slices.name if slices.count == 1 else f"{slices.count} x {slices.name}"
+    return [
+        f"{plan.name}: {count(plan.parameters)} parameters on {slices.chips:,} "
+        f"{'chip' if slices.chips == 1 else 'chips'}, {pod}",
+        f"  mesh    replica {mesh.replica} x data {mesh.data} x seq {mesh.seq}",
+        f"  step    {config.data.batch_rows:,} rows of {config.data.sequence_length:,} = "
+        f"{config.step_tokens:,} tokens"
+        + (f" in {config.accumulation} microbatches" if config.accumulation > 1 else ""),
+        f"  run     {config.steps:,} steps = {count(plan.tokens)} tokens",
+    ]
+
+
+def refusal(plan: Plan) -> str:
+    """In one line, that it does not fit, by how much, and what would do."""
+    least = "at least " if plan.memory.source == "refused" else ""
+    over = memory(max(plan.memory.over_bytes, 0))
+    chip = f"{memory(plan.memory.usable_bytes)} of a {plan.slices.chip.generation} chip"
+    flags = " or ".join(change.flags for change in plan.changes)
+    would = f"{flags} would do, by estimate" if flags else NO_CHANGE
+    return f"the step does not fit the {chip}: {least}{over} too much: {would}"
+
+
+def _peak_note(plan: Plan) -> str:
+    says = PEAK_SAYS[plan.memory.source]
+    return f"{says}, {duration(plan.compile_seconds)}" if plan.compile_seconds else says
+
+
+def _memory(found: Memory) -> list[str]:
+    least = "at least " if found.source == "refused" else ""
+    rows = [
+        ("parameters", memory(found.state.parameters)),
+        ("moments", memory(found.state.moments)),
+        ("gradients", memory(found.state.gradients)),
+        ("activations and gathered weights", least + memory(found.activation_bytes)),
+        (
+            "peak",
+            f"{least}{memory(found.peak_bytes)} of {memory(found.usable_bytes)}  "
+            f"{bar(found.peak_bytes / found.usable_bytes)}",
+        ),
+    ]
+    lines = _aligned(rows)
+    if not found.fits:
+        over = memory(max(found.over_bytes, 0))
+        lines.append(f"does not fit: {least}{over} too much")
+    return lines
+
+
+def _changes(plan: Plan) -> list[str]:
+    if not plan.changes:
+        return [NO_CHANGE]
+    return [
+        line
+        for change in plan.changes
+        for line in (
+            change.flags,
+            f"    {memory(change.peak_bytes)} at its peak, {change.extra_flops:+.0%} FLOPs: "
+            f"{change.remark}",
+        )
+    ]
+
+
+def _collectives(plan: Plan) -> tuple[str, list[str]]:
+    title = "Collectives of a step, per chip"
+    if plan.collectives is None:
+        traffic = plan.traffic
+        return title, [
+            "not compiled; expected of the design: "
+            f"{transfer(traffic.ici_bytes)} sent within slices, "
+            f"{transfer(traffic.dcn_bytes)} between them"
+        ]
+    heads = ("", "network", "where", "times", "of tensors", "sent")
+    return title, _columns([heads, *map(_row, plan.collectives)])
+
+
+def _row(total: Total) -> tuple[str, ...]:
+    return (
+        total.kind,
+        total.network.upper(),
+        total.place,
+        f"{total.executions:,}",
+        transfer(total.step_bytes),
+        transfer(total.step_wire_bytes),
+    )
+
+
+def _time(plan: Plan) -> list[str]:
+    found = plan.estimate
+    seconds = {name: spent for name, spent in found.resources.items() if spent}
+    longest = max(found.step_seconds, *seconds.values())
+    rows = [
+        (name, f"{moment(spent):>8}  {bar(spent / longest)}") for name, spent in seconds.items()
+    ]
+    rows.append(("step", f"{moment(found.step_seconds):>8}  {bar(found.step_seconds / longest)}"))
+    speed = plan.config.step_tokens / found.step_seconds
+    return [
+        *_aligned(rows),
+        f"bound by {found.bound} · MFU {found.mfu:.1%} · {count(speed)} tokens/s",
+        f"{plan.flops_per_token / 1e9:,.3g} GFLOPs of the model a token, local windows counted as "
+        f"such; {plan.recomputed_flops_per_token / 1e9:,.3g} recomputed",
+    ]
+
+
+def _run(plan: Plan) -> list[str]:
+    spent = plan.cost
+    rows = [
+        ("time", duration(spent.seconds)),
+        ("chip-hours", f"{spent.chip_hours:,.0f}"),
+        ("energy", thousands(spent.kilowatt_hours, "kWh", "MWh")),
+        ("carbon", thousands(spent.kilograms_co2, "kg CO2", "t CO2")),
+    ]
+    if spent.money is not None:
+        rows.append(("money", f"{spent.money:,.0f} at {plan.cost_inputs.price:g} a chip-hour"))
+    return _aligned(rows)
+
+
+def thousands(amount: float, unit: str, of_thousand: str) -> str:
+    """An amount in four digits, in the unit that keeps it readable."""
+    return f"{amount:,.4g} {unit}" if amount < 9999 else f"{round(amount / 1000):,} {of_thousand}"
+
+
+def bar(share: float, width: int = BAR) -> str:
+    """A share (0 to 1) drawn in eighths of a character; what is above 1 overflows its frame."""
+    eighths = round(max(share, 0.0) * 8 * width)
+    if eighths > 8 * width:
+        return f"{'█' * width}▶ {share:.0%}"
+    full, rest = divmod(eighths, 8)
+    drawn = "█" * full + ("", *"▏▎▍▌▋▊▉")[rest]
+    return f"{drawn}{'·' * (width - len(drawn))} {share:.0%}"
+
+
+def _item(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent="- ", subsequent_indent="  ")
+
+
+def _section(title: str, lines: Sequence[str], note: str = "") -> list[str]:
+    return [f"{title}, {note}" if note else title, *(f"  {line}" for line in lines)]
+
+
+def _aligned(rows: Sequence[tuple[str, str]]) -> list[str]:
+    width = max(len(name) for name, _ in rows)
+    return [f"{name:{width}}  {value}".rstrip() for name, value in rows]
+
+
+def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """A table: words to the left, figures (from the fourth column) to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(
+            f"{cell:{'>' if i >= 3 else '<'}{width}}"
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

@@ -1,0 +1,94 @@
+"""The roofline: what each part follows, and what a step is made of."""
+
+import pytest
+
+from gemma_train.errors import UserError
+from gemma_train.metrics.peak import peak_flops
+from gemma_train.model.flops import training_flops_per_token
+from gemma_train.planning.estimate import Assumptions, estimate_step, recomputed_flops
+from gemma_train.planning.memory import state_bytes
+from gemma_train.planning.topology import Slices
+from gemma_train.planning.traffic import Traffic, compiled_traffic, expected_traffic
+
+
+@pytest.fixture(scope="module")
+def estimate(pod_run):
+    def make(traffic=None, *, recomputed=0.0, assume=None, **changes):
+        config = pod_run(**changes)
+        return estimate_step(
+            config,
+            Slices.named(config.mesh.topology, config.mesh.slices),
+            state_bytes(config),
+            traffic or Traffic(ici_bytes=0.0, dcn_bytes=0.0),
+            recomputed_flops_per_token=recomputed,
+            assume=assume or Assumptions(),
+        )
+
+    return make
+
+
+def test_a_step_that_only_computes_takes_its_flops_over_the_rate(estimate, pod_run):
+    found = estimate(assume=Assumptions(compute_efficiency=1.0))
+    config = pod_run()
+    flops = training_flops_per_token(config.model, 8192) * config.step_tokens / 32
+    assert found.step_seconds == found.compute_seconds
+    assert found.compute_seconds == pytest.approx(flops / peak_flops("TPU v5 lite"))
+    assert found.mfu == pytest.approx(1.0)
+    assert found.bound == "compute"
+
+
+def test_recomputed_flops_take_time_and_are_no_use(estimate, pod_run):
+    recomputed = recomputed_flops(pod_run())
+    plain, twice = estimate(), estimate(recomputed=recomputed)
+    assert twice.compute_seconds > plain.compute_seconds
+    assert twice.mfu < plain.mfu
+    assert recomputed_flops(pod_run(compute__remat="none")) == 0
+
+
+def test_what_does_not_overlap_is_added(estimate):
+    traffic = Traffic(ici_bytes=45e9 * 3, dcn_bytes=3.125e9)  # 3 s on one link, 1 s between slices
+    compute = estimate().step_seconds
+    for overlapped, expected in ((0.0, compute + 4), (0.5, max(compute, 2) + 2), (1.0, 4)):
+        found = estimate(traffic, assume=Assumptions(overlapped=overlapped))
+        assert (found.ici_seconds, found.dcn_seconds) == (3.0, 1.0)
+        assert found.step_seconds == pytest.approx(expected)
+    assert found.bound == "ICI"
+
+
+def test_a_torus_has_both_ways_round(estimate):
+    traffic = Traffic(ici_bytes=45e9, dcn_bytes=0.0)
+    line = estimate(traffic).ici_seconds
+    changes = {"mesh__topology": "v5e:16x16", "mesh__data": 256, "data__batch_rows": 512}
+    assert estimate(traffic, **changes).ici_seconds == pytest.approx(line / 2)
+
+
+def test_an_arithmetic_without_a_published_rate_is_refused(estimate):
+    with pytest.raises(UserError, match="--compute.dtype bfloat16"):
+        estimate(compute__dtype="float32")
+
+
+@pytest.mark.parametrize("wrong", [{"compute_efficiency": 0.0}, {"overlapped": 1.5}])
+def test_assumptions_are_shares(wrong):
+    with pytest.raises(UserError, match="^assume."):
+        Assumptions(**wrong)
+
+
+def test_between_slices_only_the_sum_over_replica_passes(pod_run):
+    config = pod_run()
+    state = state_bytes(config)
+    expected = expected_traffic(config, state)
+    assert expected.dcn_bytes == pytest.approx(state.gradients)  # 2 (n - 1) / n of two slices
+    alone = expected_traffic(pod_run(mesh__slices=1), state)
+    assert alone.dcn_bytes == 0
+    assert alone.ici_bytes == pytest.approx(expected.ici_bytes + state.gradients)
+
+
+def test_microbatches_gather_the_weights_again(pod_run):
+    state = state_bytes(pod_run())
+    once = expected_traffic(pod_run(), state).ici_bytes
+    assert 1.5 * once < expected_traffic(pod_run(accumulation=2), state).ici_bytes < 2 * once
+
+
+def test_compiled_traffic_is_what_each_network_carries(total_of):
+    totals = [total_of("ici", 5.0), total_of("dcn", 2.0), total_of("ici", 1.0)]
+    assert compiled_traffic(totals) == Traffic(ici_bytes=6.0, dcn_bytes=2.0)
