@@ -7,7 +7,7 @@ ahead of the scan over layers, so that its sum runs on the shard, outside that s
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -74,49 +74,43 @@ def gather(weight: jax.Array, dtype: jax.typing.DTypeLike, *, keep: int | None =
     """
     mesh, dimensions = jax.sharding.get_abstract_mesh(), axes_of(weight)
     weight = weight.astype(dtype)
-    hops = [
-        (axis, number)
-        for axis in reversed(_dealt(mesh.shape))
-        for number, axes in enumerate(dimensions)
-        if axis in axes and number != keep
-    ]
-    for axis, number in hops:
-        last = (axis, number) == hops[-1]
-        weight = _hop(weight, axis, number) if last else _hop_in_front(weight, axis, number)
+    for axis in reversed(_dealt(mesh.shape)):
+        for number, axes in enumerate(dimensions):
+            if axis in axes and number != keep:
+                weight = _hop(weight, axis, number)
     return weight
 
 
 def _hop(weight: jax.Array, axis: str, number: int) -> jax.Array:
-    """Make the dimension whole over the innermost axis that splits it."""
-    dimensions, reduced = axes_of(weight), jax.typeof(weight).sharding.spec.reduced
-    assert dimensions[number].pop() == axis
-    return reshard(weight, _spec(dimensions, {*reduced, axis}))
+    """Make a dimension whole over the innermost axis that splits it.
 
-
-def _hop_in_front(weight: jax.Array, axis: str, number: int) -> jax.Array:
-    """`_hop` with the devices of the axis as a dimension of its own, moved to the front.
-
-    On TPU the transpose of this form is a reduce-scatter. A dimension within the two that are tiled
-    is one only where its part is a multiple of 256: else XLA sums all and throws most away.
+    The devices of the axis are made a dimension of their own, in front of the others: on TPU the
+    transpose of that is a reduce-scatter. A dimension among the two that are tiled is scattered only
+    where its part is a multiple of 256: else XLA sums all of it, and throws most away.
     """
     mesh, dimensions = jax.sharding.get_abstract_mesh(), axes_of(weight)
-    outer = dimensions[number][:-1]
-    before, devices = math.prod(mesh.shape[name] for name in outer), mesh.shape[axis]
-    rest = weight.shape[number] // (before * devices)
-    shape = (*weight.shape[:number], before, devices, rest, *weight.shape[number + 1 :])
-    parts = [*dimensions[:number], outer, [axis], [], *dimensions[number + 1 :]]
-    apart = _reshaped(weight, shape, parts)
-    in_front = _hop(jnp.moveaxis(apart, number + 1, 0), axis, 0)
-    return _reshaped(
-        jnp.moveaxis(in_front, 0, number + 1),
-        weight.shape,
-        [*dimensions[:number], outer, *dimensions[number + 1 :]],
+    outer, devices = dimensions[number][:-1], mesh.shape[axis]
+    before = [math.prod(mesh.shape[name] for name in outer)] if outer else []
+    part = weight.shape[number] // math.prod([*before, devices])
+
+    def with_in_place(lengths: Sequence, *these) -> list:
+        return [*lengths[:number], *these, *lengths[number + 1 :]]
+
+    apart = _reshaped(
+        weight,
+        with_in_place(weight.shape, *before, devices, part),
+        with_in_place(dimensions, *([outer] if outer else []), [axis], []),
     )
+    place = number + len(before)
+    in_front = jnp.moveaxis(apart, place, 0)
+    spec, rest = jax.typeof(in_front).sharding.spec, axes_of(in_front)[1:]
+    joined = reshard(in_front, _spec([[], *rest], {*spec.reduced, axis}))
+    return _reshaped(jnp.moveaxis(joined, 0, place), weight.shape, with_in_place(dimensions, outer))
 
 
-def _reshaped(weight: jax.Array, shape: tuple[int, ...], dimensions: list[list[str]]) -> jax.Array:
+def _reshaped(weight: jax.Array, shape: Sequence[int], dimensions: list[list[str]]) -> jax.Array:
     reduced = jax.typeof(weight).sharding.spec.reduced
-    return jax.lax.reshape(weight, shape, out_sharding=_spec(dimensions, reduced))
+    return jax.lax.reshape(weight, tuple(shape), out_sharding=_spec(dimensions, reduced))
 
 
 def whole(vector: jax.Array) -> jax.Array:

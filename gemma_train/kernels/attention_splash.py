@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import cache, partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_kernel as splash,
@@ -49,9 +50,13 @@ def attend(
         segments = splash.SegmentIds(q=query_segments_t, kv=key_segments_s)
         return kernel(query_nth, key_ksh, value_ksh, segment_ids=segments)
 
-    heads_first = partial(jax.numpy.swapaxes, axis1=1, axis2=2)
+    def heads_first(x_btnh: jax.Array) -> jax.Array:
+        return jnp.swapaxes(x_btnh, 1, 2)
+
     output_bnth = rows(
-        *map(heads_first, (query_btnh, key_bskh, value_bskh)),
+        heads_first(query_btnh),
+        heads_first(key_bskh),
+        heads_first(value_bskh),
         mask.query_segments_bt,
         mask.key_segments_bs,
     )
@@ -132,6 +137,6 @@ def _of_this_shard(
     def part(table: np.ndarray) -> jax.Array:
         axis = 1 if table.ndim == 3 else 0  # [heads, blocks of queries, ...] or [queries]
         size = table.shape[axis] // shards
-        return jax.lax.dynamic_slice_in_dim(jax.numpy.asarray(table), here * size, size, axis)
+        return jax.lax.dynamic_slice_in_dim(jnp.asarray(table), here * size, size, axis)
 
     return jax.tree.map(part, tables)

@@ -15,51 +15,47 @@ from gemma_train.model.flops import attention_flops_per_token
 
 
 @dataclass(frozen=True, kw_only=True)
-class Activation:
-    """A product that can be kept: numbers per token, summed over all layers."""
+class Product:
+    """What one product of a layer makes, summed over all layers, per token."""
 
-    name: str
-    elements: float  # in the compute dtype
-    flops: float  # to compute it again, its own inputs being there
+    elements: dict[str, int]  # numbers, in the compute dtype, of each name that can be kept
+    flops: float  # to compute it again, where any of its names is not kept
 
 
-def activations(config: GemmaConfig, length: int) -> list[Activation]:
-    """The products that the backward pass reads, for rows of `length` tokens."""
-    width, hidden = config.width, config.hidden
+def products(config: GemmaConfig, length: int) -> list[Product]:
+    """The products that the backward pass reads, for rows of `length` tokens.
+
+    Queries, keys and values are one product, and so are gate and up (kernels/contraction.py); on a
+    single device, where they are apart, fewer FLOPs than these are repeated.
+    """
+    width, hidden, layers = config.width, config.hidden, config.layers
     query = config.query_heads * config.head_dimension
     key = config.key_value_heads * config.head_dimension
 
-    def product(name: str, given: int, made: int) -> Activation:
-        return Activation(
-            name=name,
-            elements=config.layers * made,
-            flops=config.layers * 2.0 * given * made,
-        )
+    def product(given: int, **made: int) -> Product:
+        elements = {name: layers * size for name, size in made.items()}
+        return Product(elements=elements, flops=2.0 * given * sum(elements.values()))
 
-    products = [
-        product("query", width, query),
-        product("key", width, key),
-        product("value", width, key),
-        Activation(
-            name="attention_output",
-            elements=config.layers * query,
+    found = [
+        product(width, query=query, key=key, value=key),
+        Product(
+            elements={"attention_output": layers * query},
             flops=attention_flops_per_token(config, length),
         ),
-        product("attention_branch", query, width),
-        product("gate", width, hidden),
-        product("up", width, hidden),
+        product(query, attention_branch=width),
+        product(width, gate=hidden, up=hidden),
     ]
     if config.post_norms:  # the norm after the branch reads it
-        products.append(product("feed_forward_branch", hidden, width))
-    return products
+        found.append(product(hidden, feed_forward_branch=width))
+    return found
 
 
 def recomputed_flops_per_token(config: GemmaConfig, compute: ComputeConfig, length: int) -> float:
     """FLOPs of one step that repeat a forward product, per token of a row of `length` tokens."""
     if compute.remat == "none":
         return 0.0
-    kept = compute.kept if compute.remat == "save_named" else ()
-    return sum(one.flops for one in activations(config, length) if one.name not in kept)
+    kept = set(compute.kept if compute.remat == "save_named" else ())
+    return sum(one.flops for one in products(config, length) if not kept.issuperset(one.elements))
 
 
 def rematerialised(run: Callable, compute: ComputeConfig) -> Callable:

@@ -11,6 +11,7 @@ from gemma_train.config import RunConfig
 from gemma_train.errors import UserError, require
 from gemma_train.metrics.peak import model_flops_utilization, peak_flops
 from gemma_train.model.flops import training_flops_per_token
+from gemma_train.model.remat import recomputed_flops_per_token
 from gemma_train.planning.memory import BFLOAT16, FLOAT32, StateBytes, layer_parameters
 from gemma_train.planning.topology import Slices
 from gemma_train.planning.traffic import Traffic
@@ -70,7 +71,6 @@ def estimate_step(
     state: StateBytes,
     traffic: Traffic,
     *,
-    recomputed_flops_per_token: float,
     assume: Assumptions,
 ) -> Estimate:
     """The roofline of one step of `config` on `slices`.
@@ -86,7 +86,7 @@ def estimate_step(
         )
     model_flops = training_flops_per_token(config.model, config.data.sequence_length)
     tokens = config.step_tokens / slices.chips
-    compute = tokens * (model_flops + recomputed_flops_per_token)
+    compute = tokens * (model_flops + recomputed_flops(config))
     compute /= peak * assume.compute_efficiency
     hbm = hbm_bytes(config, state) / chip.hbm_bandwidth
     # A collective runs over one mesh axis, along one dimension of the torus: two links, where
@@ -111,15 +111,9 @@ def estimate_step(
     )
 
 
-def layers_forward_flops(config: RunConfig) -> float:
-    """FLOPs a token of the layers' forward pass, the vocabulary's left out."""
-    training = training_flops_per_token(config.model, config.data.sequence_length)
-    return (training - 6.0 * config.model.vocabulary * config.model.width) / 3.0
-
-
 def recomputed_flops(config: RunConfig) -> float:
-    """FLOPs a token that remat computes twice: at most, for names that are kept spare some."""
-    return 0.0 if config.compute.remat == "none" else layers_forward_flops(config)
+    """FLOPs a token that remat computes twice."""
+    return recomputed_flops_per_token(config.model, config.compute, config.data.sequence_length)
 
 
 def hbm_bytes(config: RunConfig, state: StateBytes) -> float:

@@ -16,6 +16,7 @@ from jax.sharding import AbstractMesh, AxisType
 
 from gemma_train.config import RunConfig
 from gemma_train.model.config import GemmaConfig
+from gemma_train.model.remat import products
 from gemma_train.training.state import initial_state
 from gemma_train.zero3 import split
 
@@ -81,21 +82,31 @@ def activation_bytes(config: RunConfig) -> ActivationBytes:
     width = BFLOAT16 if config.compute.dtype == "bfloat16" else FLOAT32
     heads = (model.query_heads + 2 * model.key_value_heads) * model.head_dimension
     inside = 4 * model.width + 2 * heads + 4 * model.hidden
+    saved = model.layers * tokens * model.width * width  # the input of every layer
     match config.compute.remat:
         case "none":
-            kept = inside
-        case "full":
-            kept = model.width
+            saved = model.layers * tokens * inside * width
         case "save_named":
-            kept = model.width + sum(_named_widths(model, config.compute.saved))
+            saved += kept_bytes(config, config.compute.saved)
     weights = layer_parameters(model) * width
     return ActivationBytes(
-        saved=model.layers * tokens * kept * width,
+        saved=saved,
         layer=3 * tokens * inside * width,
         weights=3 * weights,
         logits=_logit_bytes(config, width),
         accumulator=state_bytes(config).gradients if config.accumulation > 1 else 0,
     )
+
+
+def kept_bytes(config: RunConfig, names: Iterable[str]) -> int:
+    """Bytes per chip of the products of these names, of all layers."""
+    width = BFLOAT16 if config.compute.dtype == "bfloat16" else FLOAT32
+    elements = {
+        name: size
+        for product in products(config.model, config.data.sequence_length)
+        for name, size in product.elements.items()
+    }
+    return chip_tokens(config) * width * sum(elements.get(name, 0) for name in names)
 
 
 def chip_tokens(config: RunConfig) -> int:
@@ -115,15 +126,6 @@ def table_parts(config: RunConfig) -> int:
     shape = (config.model.vocabulary, config.model.width)
     rows = split("vd", shape, sizes).partitions[0] or ()
     return math.prod(sizes[axis] for axis in ((rows,) if isinstance(rows, str) else rows))
-
-
-def _named_widths(model: GemmaConfig, names: Iterable[str]) -> Iterable[int]:
-    """Numbers a token that each saved name keeps in a layer."""
-    query = model.query_heads * model.head_dimension
-    key = model.key_value_heads * model.head_dimension
-    widths = {"query": query, "key": key, "value": key, "attention_output": query}
-    widths |= {"hidden": model.hidden, "branch": 2 * model.width}
-    return (widths[name] for name in names)
 
 
 def _logit_bytes(config: RunConfig, width: int) -> int:

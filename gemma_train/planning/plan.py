@@ -93,14 +93,12 @@ def make_plan(
     traffic = expected_traffic(config, memory.state)
     if isinstance(compiled, Compiled):
         found = totals(collectives(compiled.program, config.mesh.axis_sizes))
-        traffic = compiled_traffic(found)
-    recomputed = recomputed_flops(config)
+        traffic = compiled_traffic(found, host_bytes=traffic.host_bytes)
     estimate = estimate_step(
         config,
         slices,
         memory.state,
         traffic,
-        recomputed_flops_per_token=recomputed,
         assume=assume,
     )
     return Plan(
@@ -109,7 +107,7 @@ def make_plan(
         slices=slices,
         parameters=parameter_count(config.model),
         flops_per_token=training_flops_per_token(config.model, config.data.sequence_length),
-        recomputed_flops_per_token=recomputed,
+        recomputed_flops_per_token=recomputed_flops(config),
         memory=memory,
         compile_seconds=compiled.seconds if compiled else None,
         collectives=found,

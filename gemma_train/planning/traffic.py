@@ -10,6 +10,7 @@ from gemma_train.planning.memory import (
     BFLOAT16,
     FLOAT32,
     StateBytes,
+    kept_bytes,
     layer_parameters,
     table_parts,
 )
@@ -24,12 +25,12 @@ class Traffic:
     host_bytes: float = 0.0
 
 
-def compiled_traffic(totals: Iterable[Total]) -> Traffic:
-    """The bytes of a compiled program's collectives."""
+def compiled_traffic(totals: Iterable[Total], *, host_bytes: float) -> Traffic:
+    """The bytes of a compiled program's collectives; those to the host are given."""
     sent = {"ici": 0.0, "dcn": 0.0}
     for total in totals:
         sent[total.network] += total.step_wire_bytes
-    return Traffic(ici_bytes=sent["ici"], dcn_bytes=sent["dcn"])
+    return Traffic(ici_bytes=sent["ici"], dcn_bytes=sent["dcn"], host_bytes=host_bytes)
 
 
 def expected_traffic(config: RunConfig, state: StateBytes) -> Traffic:
@@ -37,7 +38,8 @@ def expected_traffic(config: RunConfig, state: StateBytes) -> Traffic:
 
     Layers' weights are gathered forward and backward and their gradients scattered; the table's
     columns and rows likewise; chunks of tokens meet the chips that hold other rows; keys and
-    values of global layers meet along seq; gradients are summed over replica on the shard.
+    values of global layers meet along seq; gradients are summed over replica on the shard;
+    offloaded activations go to the host and come back.
     """
     model, mesh = config.model, config.mesh
     width = BFLOAT16 if config.compute.dtype == "bfloat16" else FLOAT32
@@ -56,4 +58,5 @@ def expected_traffic(config: RunConfig, state: StateBytes) -> Traffic:
         + gathered_keys
         + 2 * state.gradients * (within - 1) / within,
         dcn_bytes=2 * state.gradients * (slices - 1) / slices,
+        host_bytes=2 * kept_bytes(config, config.compute.offloaded),
     )

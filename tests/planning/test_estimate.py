@@ -13,14 +13,13 @@ from gemma_train.planning.traffic import Traffic, compiled_traffic, expected_tra
 
 @pytest.fixture(scope="module")
 def estimate(pod_run):
-    def make(traffic=None, *, recomputed=0.0, assume=None, **changes):
-        config = pod_run(**changes)
+    def make(traffic=None, *, assume=None, **changes):
+        config = pod_run(**{"compute__remat": "none", **changes})
         return estimate_step(
             config,
             Slices.named(config.mesh.topology, config.mesh.slices),
             state_bytes(config),
             traffic or Traffic(ici_bytes=0.0, dcn_bytes=0.0),
-            recomputed_flops_per_token=recomputed,
             assume=assume or Assumptions(),
         )
 
@@ -38,9 +37,11 @@ def test_a_step_that_only_computes_takes_its_flops_over_the_rate(estimate, pod_r
 
 
 def test_recomputed_flops_take_time_and_are_no_use(estimate, pod_run):
-    recomputed = recomputed_flops(pod_run())
-    plain, twice = estimate(), estimate(recomputed=recomputed)
-    assert twice.compute_seconds > plain.compute_seconds
+    plain, twice = estimate(), estimate(compute__remat="full")
+    config = pod_run(compute__remat="full")
+    model = training_flops_per_token(config.model, config.data.sequence_length)
+    more = 1 + recomputed_flops(config) / model
+    assert twice.compute_seconds == pytest.approx(more * plain.compute_seconds)
     assert twice.mfu < plain.mfu
     assert recomputed_flops(pod_run(compute__remat="none")) == 0
 
@@ -91,4 +92,5 @@ def test_microbatches_gather_the_weights_again(pod_run):
 
 def test_compiled_traffic_is_what_each_network_carries(total_of):
     totals = [total_of("ici", 5.0), total_of("dcn", 2.0), total_of("ici", 1.0)]
-    assert compiled_traffic(totals) == Traffic(ici_bytes=6.0, dcn_bytes=2.0)
+    found = compiled_traffic(totals, host_bytes=3.0)
+    assert found == Traffic(ici_bytes=6.0, dcn_bytes=2.0, host_bytes=3.0)
