@@ -85,8 +85,8 @@ def _hop(weight: jax.Array, axis: str, number: int) -> jax.Array:
     """Make a dimension whole over the innermost axis that splits it.
 
     The devices of the axis are made a dimension of their own, in front of the others: on TPU the
-    transpose of that is a reduce-scatter. A dimension among the two that are tiled is scattered only
-    where its part is a multiple of 256: else XLA sums all of it, and throws most away.
+    transpose of that is a reduce-scatter. A dimension among the two that are tiled is scattered
+    only where its part is a multiple of 256: else XLA sums all of it, and throws most away.
     """
     mesh, dimensions = jax.sharding.get_abstract_mesh(), axes_of(weight)
     outer, devices = dimensions[number][:-1], mesh.shape[axis]

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePath
+from typing import Literal
 
 from rich.console import Console
 
@@ -16,6 +17,7 @@ from gemma_train.planning import page, text
 from gemma_train.planning.compiled import Compiled, TooLarge
 from gemma_train.planning.cost import CostConfig
 from gemma_train.planning.estimate import Assumptions
+from gemma_train.planning.lean_remat import find_lean_remat
 from gemma_train.planning.plan import as_data, compile_for, make_plan
 from gemma_train.planning.topology import NoCompiler, Slices
 
@@ -30,6 +32,7 @@ class PlanArguments:
     """
 
     compile: bool = True  # compile the real step (minutes); false counts only
+    lean_remat: Literal["no", "device", "host"] = "no"  # find the least recomputation that fits
     json: str | None = None  # file for everything, machine readable
     html: str | None = None  # file for a page to read and to pass on
     assume: Assumptions = Assumptions()  # what the estimate of a step takes for granted
@@ -50,17 +53,17 @@ def run(config: RunConfig, arguments: PlanArguments, source: str) -> None:
     console = Console()
     planned = partial(
         make_plan,
-        config,
-        slices,
+        slices=slices,
         name=PurePath(source).stem,
         assume=arguments.assume,
         cost_inputs=arguments.cost,
     )
-    plan = planned(None)  # counted: mistakes are found before minutes are spent
+    plan = planned(config, None)  # counted: mistakes are found before minutes are spent
     _print(console, text.head(plan))
-    compiled = _compiled(config, slices, console) if arguments.compile else None
-    if compiled is not None:
-        plan = planned(compiled)
+    compiled = None
+    if arguments.compile:
+        config, compiled = _compiled(config, slices, arguments.lean_remat, console)
+        plan = planned(config, compiled)
     _print(console, text.told(plan))
     _write(arguments.json, lambda: json.dumps(as_data(plan), indent=2) + "\n")
     _write(arguments.html, lambda: page.page(plan))
@@ -79,15 +82,32 @@ def _write(file: str | None, content: Callable[[], str]) -> None:
         print(f"wrote {file}")
 
 
-def _compiled(config: RunConfig, slices: Slices, console: Console) -> Compiled | TooLarge | None:
-    """What the compiler says; None, and how to get one, where there is none."""
+def _compiled(
+    config: RunConfig, slices: Slices, lean_remat: str, console: Console
+) -> tuple[RunConfig, Compiled | TooLarge | None]:
+    """The config, its remat policy the found one where asked, and what the compiler says of it.
+
+    None, and how to get a compiler, where there is none.
+    """
+
+    def compiled(candidate: RunConfig) -> Compiled | TooLarge:
+        kept = " ".join(candidate.compute.kept) if candidate.compute.remat == "save_named" else ""
+        what = f"compiling the step for {slices.chips:,} {slices.chip.generation}"
+        with waiting(f"{what}, keeping {kept}" if kept else what, console):
+            return compile_for(candidate, slices)
+
     try:
-        with waiting(f"compiling the step for {slices.chips:,} {slices.chip.generation}", console):
-            return compile_for(config, slices)
+        if lean_remat == "no":
+            return config, compiled(config)
+        found = find_lean_remat(config, slices, compiled, offload=lean_remat == "host")
     except NoCompiler as error:
         console.print(
             f"\nno TPU compiler here ({error}), so what follows is counted, not compiled: "
             "pip install 'gemma_train[plan]' gets it",
             **PLAIN,
         )
-        return None
+        return config, None
+    if found is None:
+        return config, compiled(config)  # which the compiler refuses, or which fills the chip
+    _print(console, text.lean_remat(found))
+    return found.config, found.compiled

@@ -4,6 +4,7 @@ It is the very function that the trainer runs, lowered from shapes alone. Of the
 figures `peak_memory_in_bytes` is used; `temp_size_in_bytes` can be far from what is held at once.
 """
 
+import ctypes
 import re
 import time
 from dataclasses import dataclass
@@ -40,13 +41,20 @@ class TooLarge:
     seconds: float
 
 
-def compile_step(config: RunConfig, mesh: Mesh) -> Compiled | TooLarge:
-    """Compile the step of `config` for a mesh of TPU devices: minutes, for a large model."""
-    began = time.monotonic()
+def lower_step(config: RunConfig, mesh: Mesh) -> jax.stages.Lowered:
+    """The trainer's step on `mesh`, traced from shapes alone: the program before it is compiled."""
     with jax.set_mesh(mesh):
         batch = abstract_batch(mesh, config.data.batch_rows, config.data.sequence_length)
         step = make_step(config).trace(abstract_state(config), batch)
-        lowered = step.lower(lowering_platforms=("tpu",))
+        platform = mesh.devices.flat[0].platform
+        return step.lower(lowering_platforms=(platform,))
+
+
+def compile_step(config: RunConfig, mesh: Mesh) -> Compiled | TooLarge:
+    """Compile the step of `config` for a mesh of TPU devices: minutes, for a large model."""
+    began = time.monotonic()
+    _share_one_heap()
+    lowered = lower_step(config, mesh)
 
     def made() -> jax.stages.Compiled | tuple[int, int]:
         """A refusal is a result, and leaves the compiler's noise behind."""
@@ -77,3 +85,14 @@ def needed_and_available(message: str) -> tuple[int, int] | None:
     if "RESOURCE_EXHAUSTED" not in message or not (found := _REFUSAL.search(message)):
         return None
     return int(float(found[1]) * _UNITS[found[2]]), int(float(found[3]) * _UNITS[found[4]])
+
+
+def _share_one_heap() -> None:
+    """Let the compiler's threads allocate from one heap, where the C library is glibc.
+
+    By default each has its own, and what they free piles up: 1.55 GB of process memory instead of
+    1.34 for four layers of 4B.
+    """
+    arena_max = -8  # M_ARENA_MAX of malloc.h
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        mallopt(arena_max, 1)

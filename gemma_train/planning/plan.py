@@ -79,9 +79,9 @@ def compile_for(config: RunConfig, slices: Slices) -> Compiled | TooLarge:
 
 def make_plan(
     config: RunConfig,
-    slices: Slices,
     compiled: Compiled | TooLarge | None,
     *,
+    slices: Slices,
     name: str,
     assume: Assumptions,
     cost_inputs: CostConfig,

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from gemma_train.metrics.wording import count, duration, memory, moment, transfer
 from gemma_train.planning.collectives import Total
+from gemma_train.planning.lean_remat import HBM_SHARE, Found
 from gemma_train.planning.plan import Memory, Plan, assumptions
 
 BAR = 32
@@ -42,6 +43,20 @@ def head(plan: Plan) -> list[str]:
         f"{config.step_tokens:,} tokens"
         + (f" in {config.accumulation} microbatches" if config.accumulation > 1 else ""),
         f"  run     {config.steps:,} steps = {count(plan.tokens)} tokens",
+    ]
+
+
+def lean_remat(found: Found) -> list[str]:
+    """The policy that was found, as the flags that a config or a command line takes."""
+    compute = found.config.compute
+    lists = {"saved": compute.saved, "offloaded": compute.offloaded}
+    flags = [f"--compute.{name} {' '.join(kept)}" for name, kept in lists.items() if kept]
+    if compute.remat == "full":
+        flags = []
+    return [
+        f"  lean    --compute.remat {' '.join([compute.remat, *flags])}",
+        f"          repeats the fewest FLOPs within {HBM_SHARE:.0%} of the chip's HBM "
+        f"({found.tried} policies compiled)",
     ]
 
 

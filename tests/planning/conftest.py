@@ -43,8 +43,8 @@ def plan_of():
         slices = Slices.named(config.mesh.topology, config.mesh.slices)
         return make_plan(
             config,
-            slices,
             compiled,
+            slices=slices,
             name="pod",
             assume=Assumptions(),
             cost_inputs=cost or CostConfig(),
