@@ -5,6 +5,7 @@ own (`jax.distributed`), and Pathways, where one process drives the devices of a
 Explicit: shardings are part of types, a wrong one is an error when the step is traced.
 """
 
+import importlib.util
 import math
 import os
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from jax.sharding import AxisType, Mesh
 
 from gemma_train.axes import MESH_AXES
 from gemma_train.errors import UserError, require
+from gemma_train.silence import silenced_standard_error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +70,7 @@ def start_runtime(config: MeshConfig) -> None:
     """
     match config.runtime:
         case "one_process":
-            pass
+            _wake()
         case "many_processes":
             if not jax.distributed.is_initialized():
                 count, number = map(os.environ.get, ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
@@ -92,6 +94,14 @@ def start_runtime(config: MeshConfig) -> None:
                     "pip install pathwaysutils"
                 ) from error
             pathwaysutils.initialize()
+
+
+def _wake() -> None:
+    """Find the devices. Where libtpu is installed to plan with, it complains of the missing TPU."""
+    if importlib.util.find_spec("libtpu") is None:
+        return
+    with silenced_standard_error():
+        jax.devices()
 
 
 def is_leader() -> bool:

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from gemma_train.config import RunConfig
 from gemma_train.placement import abstract_batch
-from gemma_train.planning.silence import silenced_standard_error
+from gemma_train.silence import silenced_standard_error
 from gemma_train.training.state import abstract_state
 from gemma_train.training.step import make_step
 

@@ -17,7 +17,7 @@ from jax.experimental import topologies
 from gemma_train.errors import UserError, require
 from gemma_train.mesh import MeshConfig
 from gemma_train.planning.chips import CHIPS, Chip
-from gemma_train.planning.silence import silenced_standard_error
+from gemma_train.silence import silenced_standard_error
 
 CUBE = 4  # chips to a side of what 3-D slices are made of
 

@@ -7,8 +7,8 @@ import pytest
 from gemma_train.planning.compiled import Compiled, TooLarge, needed_and_available
 from gemma_train.planning.memory import state_bytes
 from gemma_train.planning.plan import compile_for
-from gemma_train.planning.silence import silenced_standard_error
 from gemma_train.planning.topology import NoCompiler, Slices
+from gemma_train.silence import silenced_standard_error
 
 TINY = {
     "model__vocabulary": 512,
