@@ -70,15 +70,31 @@ def no_gradient(weight: jax.Array) -> jax.Array:
 def gather(weight: jax.Array, dtype: jax.typing.DTypeLike, *, keep: int | None = None) -> jax.Array:
     """A shared weight, cast and made whole for a contraction, one mesh axis a hop, smallest first.
 
-    The dimension numbered `keep` stays split.
+    The dimension numbered `keep` of a matrix stays split.
     """
-    mesh, dimensions = jax.sharding.get_abstract_mesh(), axes_of(weight)
-    weight = weight.astype(dtype)
+    mesh, shape = jax.sharding.get_abstract_mesh(), weight.shape
+    weight = (_joined(weight) if weight.ndim > 2 else weight).astype(dtype)
+    dimensions = axes_of(weight)
     for axis in reversed(_dealt(mesh.shape)):
         for number, axes in enumerate(dimensions):
             if axis in axes and number != keep:
                 weight = _hop(weight, axis, number)
-    return weight
+    return weight if weight.shape == shape else _reshaped(weight, shape, [[] for _ in shape])
+
+
+def _joined(weight: jax.Array) -> jax.Array:
+    """A weight with neighbours among its whole dimensions made one: heads and their numbers.
+
+    On several slices XLA sums the gradient of other than matrices, and throws most away.
+    """
+    lengths, dimensions = [weight.shape[0]], axes_of(weight)[:1]
+    for length, axes in zip(weight.shape[1:], axes_of(weight)[1:], strict=True):
+        if axes or dimensions[-1]:
+            lengths.append(length)
+            dimensions.append(axes)
+        else:
+            lengths[-1] *= length
+    return _reshaped(weight, lengths, dimensions)
 
 
 def _hop(weight: jax.Array, axis: str, number: int) -> jax.Array:

@@ -77,7 +77,7 @@ def weight_bytes(config: RunConfig) -> int:
 
 
 def all_reduce_gates(config: RunConfig, found: Iterable[Collective]) -> list[Gate]:
-    """Plain all-reduces, but for the one that is meant: of shards over replica, once a step.
+    """Plain all-reduces, but for those that are meant: of shards over replica, behind the layers.
 
     Left are sums of losses and of the gradients of norms. A weight's gradient among them would
     travel whole, twice around the ring.
@@ -86,7 +86,7 @@ def all_reduce_gates(config: RunConfig, found: Iterable[Collective]) -> list[Gat
         one
         for one in found
         if one.kind == "all-reduce"
-        and (one.in_loop or one.place != "outside" or one.axes != ("replica",))
+        and not (one.axes == ("replica",) and one.place == "outside")
     ]
     largest = max(plain, key=lambda one: one.full_bytes, default=None)
     return [
