@@ -70,31 +70,15 @@ def no_gradient(weight: jax.Array) -> jax.Array:
 def gather(weight: jax.Array, dtype: jax.typing.DTypeLike, *, keep: int | None = None) -> jax.Array:
     """A shared weight, cast and made whole for a contraction, one mesh axis a hop, smallest first.
 
-    The dimension numbered `keep` of a matrix stays split.
+    The dimension numbered `keep` stays split.
     """
-    mesh, shape = jax.sharding.get_abstract_mesh(), weight.shape
-    weight = (_joined(weight) if weight.ndim > 2 else weight).astype(dtype)
-    dimensions = axes_of(weight)
+    mesh, dimensions = jax.sharding.get_abstract_mesh(), axes_of(weight)
+    weight = weight.astype(dtype)
     for axis in reversed(_dealt(mesh.shape)):
         for number, axes in enumerate(dimensions):
             if axis in axes and number != keep:
                 weight = _hop(weight, axis, number)
-    return weight if weight.shape == shape else _reshaped(weight, shape, [[] for _ in shape])
-
-
-def _joined(weight: jax.Array) -> jax.Array:
-    """A weight with neighbours among its whole dimensions made one: heads and their numbers.
-
-    On several slices XLA sums the gradient of other than matrices, and throws most away.
-    """
-    lengths, dimensions = [weight.shape[0]], axes_of(weight)[:1]
-    for length, axes in zip(weight.shape[1:], axes_of(weight)[1:], strict=True):
-        if axes or dimensions[-1]:
-            lengths.append(length)
-            dimensions.append(axes)
-        else:
-            lengths[-1] *= length
-    return _reshaped(weight, lengths, dimensions)
+    return weight
 
 
 def _hop(weight: jax.Array, axis: str, number: int) -> jax.Array:
@@ -119,9 +103,29 @@ def _hop(weight: jax.Array, axis: str, number: int) -> jax.Array:
     )
     place = number + len(before)
     in_front = jnp.moveaxis(apart, place, 0)
-    spec, rest = jax.typeof(in_front).sharding.spec, axes_of(in_front)[1:]
-    joined = reshard(in_front, _spec([[], *rest], {*spec.reduced, axis}))
-    return _reshaped(jnp.moveaxis(joined, 0, place), weight.shape, with_in_place(dimensions, outer))
+    rows = _rows_joined(in_front)
+    spec, rest = jax.typeof(rows).sharding.spec, axes_of(rows)[1:]
+    together = reshard(rows, _spec([[], *rest], {*spec.reduced, axis}))
+    together = _reshaped(together, in_front.shape, [[], *axes_of(in_front)[1:]])
+    return _reshaped(
+        jnp.moveaxis(together, 0, place), weight.shape, with_in_place(dimensions, outer)
+    )
+
+
+def _rows_joined(weight: jax.Array) -> jax.Array:
+    """The dimensions between the first and the last, neighbours that are whole made one.
+
+    On several slices XLA sums all of a gradient that has more, and throws most away.
+    """
+    dimensions, last = axes_of(weight), weight.ndim - 1
+    lengths, axes = [weight.shape[0]], dimensions[:1]
+    for number in range(1, weight.ndim):
+        if 1 < number < last and not dimensions[number] and not axes[-1]:
+            lengths[-1] *= weight.shape[number]
+        else:
+            lengths.append(weight.shape[number])
+            axes.append(dimensions[number])
+    return _reshaped(weight, lengths, axes)
 
 
 def _reshaped(weight: jax.Array, shape: Sequence[int], dimensions: list[list[str]]) -> jax.Array:

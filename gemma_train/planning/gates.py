@@ -85,8 +85,7 @@ def all_reduce_gates(config: RunConfig, found: Iterable[Collective]) -> list[Gat
     plain = [
         one
         for one in found
-        if one.kind == "all-reduce"
-        and not (one.axes == ("replica",) and one.place == "outside")
+        if one.kind == "all-reduce" and not (one.axes == ("replica",) and one.place == "outside")
     ]
     largest = max(plain, key=lambda one: one.full_bytes, default=None)
     return [
