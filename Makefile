@@ -11,7 +11,7 @@ READY := $(VENV)/ready
 train bench: export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:$\
 	glibc.malloc.trim_threshold=8000000000:glibc.malloc.arena_max=1
 
-.PHONY: train test check format bench clean
+.PHONY: train test check format bench plan-all clean
 
 train: $(READY)  ## prepare text, pretrain a small Gemma 3 on it, sample from it, draw its curves
 	$(RUN)/gemma-train prepare data_recipes/quickstart.py
@@ -34,6 +34,11 @@ format: $(READY)  ## put the code in its one format
 bench: $(READY)  ## the benchmarks behind the performance claims
 	$(RUN)/python benchmarks/cpu_step.py
 	$(RUN)/python benchmarks/data.py
+
+plan-all: $(READY)  ## the gates on the meshes of the Gemma 3 report, then docs/pods.md's tables: hours
+	$(RUN)/python -m pytest -m slow tests/compile
+	mkdir -p runs
+	$(RUN)/python -m benchmarks.pod_compile --lean --table-2 --keep runs/pod_compile.jsonl --write docs/pods.md
 
 clean:  ## remove what the commands above made
 	rm -rf $(VENV) runs data .pytest_cache .ruff_cache *.egg-info

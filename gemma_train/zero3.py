@@ -103,9 +103,29 @@ def _hop(weight: jax.Array, axis: str, number: int) -> jax.Array:
     )
     place = number + len(before)
     in_front = jnp.moveaxis(apart, place, 0)
-    spec, rest = jax.typeof(in_front).sharding.spec, axes_of(in_front)[1:]
-    joined = reshard(in_front, _spec([[], *rest], {*spec.reduced, axis}))
-    return _reshaped(jnp.moveaxis(joined, 0, place), weight.shape, with_in_place(dimensions, outer))
+    rows = _rows_joined(in_front)
+    spec, rest = jax.typeof(rows).sharding.spec, axes_of(rows)[1:]
+    together = reshard(rows, _spec([[], *rest], {*spec.reduced, axis}))
+    together = _reshaped(together, in_front.shape, [[], *axes_of(in_front)[1:]])
+    return _reshaped(
+        jnp.moveaxis(together, 0, place), weight.shape, with_in_place(dimensions, outer)
+    )
+
+
+def _rows_joined(weight: jax.Array) -> jax.Array:
+    """The dimensions between the first and the last, neighbours that are whole made one.
+
+    On several slices XLA sums all of a gradient that has more, and throws most away.
+    """
+    dimensions, last = axes_of(weight), weight.ndim - 1
+    lengths, axes = [weight.shape[0]], dimensions[:1]
+    for number in range(1, weight.ndim):
+        if 1 < number < last and not dimensions[number] and not axes[-1]:
+            lengths[-1] *= weight.shape[number]
+        else:
+            lengths.append(weight.shape[number])
+            axes.append(dimensions[number])
+    return _reshaped(weight, lengths, axes)
 
 
 def _reshaped(weight: jax.Array, shape: Sequence[int], dimensions: list[list[str]]) -> jax.Array:

@@ -1,5 +1,6 @@
 """Eight simulated CPU devices, set before JAX wakes; JAX is imported only where it is used."""
 
+import functools
 import os
 import re
 
@@ -24,6 +25,29 @@ def mesh_of():
         return jax.set_mesh(make_mesh(config, jax.devices()[: config.devices]))
 
     return mesh
+
+
+@pytest.fixture(scope="session")
+def mesh_of_chips():
+    """Makes the mesh of a MeshConfig over the TPU chips that it names, which are not there."""
+    from gemma_train.mesh import make_mesh
+    from gemma_train.planning.topology import NoCompiler, Slices, devices
+
+    def make(config):
+        try:
+            return make_mesh(config, devices(Slices.named(config.topology, config.slices)))
+        except NoCompiler as error:
+            pytest.skip(f"no TPU compiler here ({error}): pip install libtpu, Linux on x86-64")
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def compiled_step(mesh_of_chips):
+    """Compiles the step of a config for the TPUs that it names, each config once a session."""
+    from gemma_train.planning.compiled import compile_step
+
+    return functools.cache(lambda config: compile_step(config, mesh_of_chips(config.mesh)))
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from gemma_train.planning.estimate import (
     recomputed_flops,
 )
 from gemma_train.planning.fitting import Change, changes_that_fit
+from gemma_train.planning.gates import Gate, gates
 from gemma_train.planning.memory import StateBytes, activation_bytes, state_bytes
 from gemma_train.planning.topology import Slices, devices
 from gemma_train.planning.traffic import Traffic, compiled_traffic, expected_traffic
@@ -59,6 +60,7 @@ class Plan:
     memory: Memory
     compile_seconds: float | None
     collectives: list[Total] | None  # None without a compiled program
+    gates: list[Gate] | None  # the same
     traffic: Traffic
     estimate: Estimate
     assume: Assumptions
@@ -111,6 +113,7 @@ def make_plan(
         memory=memory,
         compile_seconds=compiled.seconds if compiled else None,
         collectives=found,
+        gates=gates(config, slices, compiled) if isinstance(compiled, Compiled) else None,
         traffic=traffic,
         estimate=estimate,
         assume=assume,

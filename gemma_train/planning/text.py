@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from gemma_train.metrics.wording import count, duration, memory, moment, transfer
 from gemma_train.planning.collectives import Total
+from gemma_train.planning.gates import Gate
 from gemma_train.planning.lean_remat import HBM_SHARE, Found
 from gemma_train.planning.plan import Memory, Plan, assumptions
 
@@ -24,6 +25,7 @@ def told(plan: Plan) -> list[str]:
         _section("Memory of a chip", _memory(plan.memory), note=_peak_note(plan)),
         *([_section("To make it fit (estimates)", _changes(plan))] if not plan.memory.fits else []),
         _section(*_collectives(plan)),
+        *([_section("Gates of the compiled program", _gates(plan.gates))] if plan.gates else []),
         _section("A step (an estimate)", _time(plan)),
         _section("The run (an estimate)", _run(plan)),
         _section("Assumed", [row for line in assumptions(plan) for row in _item(line)]),
@@ -131,6 +133,12 @@ def _row(total: Total) -> tuple[str, ...]:
         transfer(total.step_bytes),
         transfer(total.step_wire_bytes),
     )
+
+
+def _gates(found: Sequence[Gate]) -> list[str]:
+    """Those that the program fails; when none, that all hold."""
+    failed = [f"fails: {gate.told}" for gate in found if not gate.holds]
+    return failed or [f"all {len(found)} hold: {', '.join(gate.name for gate in found)}"]
 
 
 def _time(plan: Plan) -> list[str]:

@@ -6,8 +6,7 @@ import pytest
 
 from gemma_train.planning.compiled import Compiled, TooLarge, needed_and_available
 from gemma_train.planning.memory import state_bytes
-from gemma_train.planning.plan import compile_for
-from gemma_train.planning.topology import NoCompiler, Slices
+from gemma_train.planning.topology import Slices
 from gemma_train.silence import silenced_standard_error
 
 TINY = {
@@ -31,16 +30,9 @@ REFUSAL = (
 )
 
 
-def compiled(config) -> Compiled | TooLarge:
-    try:
-        return compile_for(config, Slices.named(config.mesh.topology, config.mesh.slices))
-    except NoCompiler as error:
-        pytest.skip(str(error))
-
-
-def test_the_real_step_compiles_and_holds_at_least_its_state(pod_run):
+def test_the_real_step_compiles_and_holds_at_least_its_state(pod_run, compiled_step):
     config = pod_run(**TINY)
-    found = compiled(config)
+    found = compiled_step(config)
     assert isinstance(found, Compiled)
     state = state_bytes(config)
     assert found.peak_bytes > state.parameters + state.moments
@@ -50,8 +42,10 @@ def test_the_real_step_compiles_and_holds_at_least_its_state(pod_run):
 
 
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v4:2x2x1", "v5p:2x2x1", "v6e:2x2"])
-def test_a_step_that_is_too_large_is_a_result_and_the_table_knows_the_limit(topology, pod_run):
-    found = compiled(pod_run(**TINY | {"data__batch_rows": 2**20, "mesh__topology": topology}))
+def test_a_step_that_is_too_large_is_a_result_and_the_table_knows_the_limit(
+    topology, pod_run, compiled_step
+):
+    found = compiled_step(pod_run(**TINY | {"data__batch_rows": 2**20, "mesh__topology": topology}))
     assert isinstance(found, TooLarge)
     assert found.needed_bytes > found.available_bytes
     assert found.available_bytes == Slices.named(topology).chip.usable_hbm_bytes

@@ -7,6 +7,7 @@ import pytest
 
 from gemma_train.planning.compiled import TooLarge
 from gemma_train.planning.cost import CostConfig
+from gemma_train.planning.gates import Gate
 from gemma_train.planning.page import page
 from gemma_train.planning.plan import as_data
 from gemma_train.planning.text import bar, head, refusal, thousands, told
@@ -115,3 +116,13 @@ def test_a_bar_that_overflows_says_so():
 def test_amounts_change_their_unit_when_they_grow():
     assert thousands(4703.1, "kWh", "MWh") == "4,703 kWh"
     assert thousands(935_540, "kWh", "MWh") == "936 MWh"
+
+
+def test_a_gate_that_fails_is_told_with_its_figure_and_limit_and_others_are_not(counted):
+    held = Gate(name="largest all-reduce", found_bytes=1e6, limit_bytes=2e6)
+    failed = Gate(name="logits at one time", found_bytes=3e9, limit_bytes=2e9, worst="f32[9, 9]")
+    page = "\n".join(told(replace(counted, gates=[held, failed])))
+    assert "fails: logits at one time: 3 GB, at most 2 GB (f32[9, 9])" in page
+    assert held.name not in page
+    assert "all 1 hold: largest all-reduce" in "\n".join(told(replace(counted, gates=[held])))
+    assert "Gates" not in "\n".join(told(counted)), "nothing was compiled"

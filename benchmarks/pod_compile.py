@@ -1,0 +1,188 @@
+"""Our step compiled for TPU pods, beside MaxText's: `python -m benchmarks.pod_compile [CASE ...]`.
+
+Full-depth Gemma 3 on the real TPU compiler, no TPU needed: cases A to D; with `--lean` the remat
+policy that repeats least within 90 % of a chip, with `--table-2` the meshes of the Gemma 3 report.
+Each step is compiled in a process of its own, so that its memory can be told: minutes each.
+`--keep FILE` goes on where it was, `--write docs/pods.md` puts the tables there.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from benchmarks import pod_tables
+from benchmarks.pod_cases import CASES, TABLE_2, config_of
+from gemma_train.config import RunConfig
+from gemma_train.model.flops import parameter_count
+from gemma_train.planning.compiled import Compiled, TooLarge
+from gemma_train.planning.cost import CostConfig
+from gemma_train.planning.estimate import Assumptions
+from gemma_train.planning.lean_remat import find_lean_remat
+from gemma_train.planning.memory import kept_bytes
+from gemma_train.planning.plan import compile_for, make_plan
+from gemma_train.planning.topology import Slices
+
+Result = dict[str, Any]  # a line of the file that is kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One process."""
+
+    kind: str  # plan | lean | lean_offload
+    name: str  # of a case, or of a config
+    layers: int | None
+
+    def run(self) -> Result:
+        """Compile, in this process, and tell all that the tables want."""
+        config = config_of(self.name, self.layers)
+        slices = Slices.named(config.mesh.topology, config.mesh.slices)
+        found, tried = compile_for(config, slices) if self.kind == "plan" else None, 1
+        if self.kind != "plan":
+            lean = find_lean_remat(
+                config,
+                slices,
+                lambda candidate: compile_for(candidate, slices),
+                offload=self.kind == "lean_offload",
+            )
+            if lean is not None:
+                config, found, tried = lean.config, lean.compiled, lean.tried
+        return vars(self) | {
+            "versions": {name: version(name) for name in ("jax", "libtpu")},
+            "commit": commit(),
+            "tried": tried,
+            "process_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+            "step": told(config, slices, found),
+        }
+
+    def run_apart(self) -> Result:
+        """The same in a process of its own. Raises `CalledProcessError` where that fails."""
+        command = [sys.executable, "-m", "benchmarks.pod_compile", "--task", json.dumps(vars(self))]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        return json.loads(done.stdout.splitlines()[-1])
+
+
+def told(config: RunConfig, slices: Slices, found: Compiled | TooLarge | None) -> Result | None:
+    """The figures of a compiled step; None of one that does not fit."""
+    if not isinstance(found, Compiled):
+        return None
+    plan = make_plan(
+        config,
+        found,
+        slices=slices,
+        name=config.folder,
+        assume=Assumptions(),
+        cost_inputs=CostConfig(),
+    )
+    compute = config.compute
+    return {
+        "parameters": parameter_count(config.model),
+        "chips": slices.chips,
+        "topology": slices.name,
+        "slices": slices.count,
+        "mesh": config.mesh.axis_sizes,
+        "remat": compute.remat,
+        "saved": compute.saved if compute.remat == "save_named" else (),
+        "offloaded": compute.offloaded if compute.remat == "save_named" else (),
+        "offloaded_bytes": kept_bytes(config, compute.offloaded),
+        "peak_bytes": found.peak_bytes,
+        "hbm_bytes": slices.chip.hbm_bytes,
+        "recomputed": plan.recomputed_flops_per_token / plan.flops_per_token,
+        "compile_seconds": found.seconds,
+        "collectives": [vars(total) for total in plan.collectives or []],
+        "gates": [
+            vars(gate) | {"told": gate.told, "holds": gate.holds} for gate in plan.gates or []
+        ],
+        "step_seconds": plan.estimate.step_seconds,
+        "mfu": plan.estimate.mfu,
+        "run_seconds": plan.cost.seconds,
+    }
+
+
+def commit() -> str:
+    """The commit that is compiled, marked where files differ from it; "" outside a checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
+    return done.stdout.strip()
+
+
+class Kept:
+    """Results, in a file of JSON lines where one is named."""
+
+    def __init__(self, file: Path | None) -> None:
+        self._file = file
+        text = file.read_text() if file and file.exists() else ""
+        self._results = [json.loads(line) for line in text.splitlines()]
+
+    def of(self, task: Task) -> Result:
+        """The result of a task, kept or made now."""
+        for result in self._results:
+            if all(result[name] == value for name, value in vars(task).items()):
+                print(f"{task.kind} of {task.name}: kept, of commit {result['commit']}", flush=True)
+                return result
+        print(f"{task.kind} of {task.name}: compiling", flush=True)
+        result = task.run_apart()
+        if self._file:
+            with self._file.open("a") as file:
+                file.write(json.dumps(result) + "\n")
+        return result
+
+
+def main() -> None:
+    arguments = _arguments()
+    jax.config.update("jax_platforms", "cpu")  # with libtpu here, jax would look for a TPU
+    if arguments.task:
+        print(json.dumps(Task(**json.loads(arguments.task)).run()))
+        return
+    kept, layers = Kept(arguments.keep), arguments.layers
+
+    def result(kind: str, name: str) -> Result:
+        return kept.of(Task(kind=kind, name=name, layers=layers))
+
+    names = arguments.cases or sorted(CASES)
+    tables = {"cases": pod_tables.cases([result("plan", name) for name in names])}
+    if arguments.lean:
+        found = []
+        for name in names:
+            found.append(result("lean", name))
+            if (found[-1]["step"] or {"recomputed": 1.0})["recomputed"] > 0:
+                found.append(result("lean_offload", name))
+        tables["lean remat"] = pod_tables.lean(found)
+    if arguments.table_2:
+        found = [result("plan", name) for name in TABLE_2]
+        tables["table 2"] = pod_tables.table_2(found)
+        tables["collectives"] = pod_tables.collectives(found)
+    for table in tables.values():
+        print(f"\n{table}")
+    if arguments.write:
+        page = arguments.write.read_text()
+        for name, table in tables.items():
+            page = pod_tables.replaced(page, name, table)
+        arguments.write.write_text(page)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Our step compiled for TPU pods.")
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}; or all")
+    parser.add_argument("--lean", action="store_true", help="find the remat policy for speed")
+    parser.add_argument("--table-2", action="store_true", help="the four meshes of the report")
+    parser.add_argument("--layers", type=int, help="so many only: to try this script")
+    parser.add_argument("--keep", type=Path, help="file of results, to go on from")
+    parser.add_argument("--write", type=Path, help="page that holds the tables")
+    parser.add_argument("--task", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if unknown := sorted(set(arguments.cases) - set(CASES)):
+        parser.error(f"case {', '.join(unknown)}: choose from {', '.join(CASES)}")
+    return arguments
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""The tables of docs/pods.md, as Markdown, from what `benchmarks/pod_compile.py` found."""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from benchmarks.pod_cases import (
+    ALL_GATHER_LIMIT,
+    ALL_REDUCE_LIMIT,
+    CASES,
+    REDUCE_SCATTER_LIMIT,
+    Figures,
+)
+from gemma_train.metrics.wording import count, duration, moment, transfer
+
+GB = 1e9
+Result = dict[str, Any]
+
+
+def cases(results: Iterable[Result]) -> str:
+    """Ours beside MaxText's and the sketch's, each figure with its limit where it has one."""
+    head = ("case", "of one chip", "MaxText", "sketch", "ours", "ours / MaxText", "limit", "")
+    rows = [row for result in results for row in _case(result)]
+    return _table(head, rows) + _origin(results)
+
+
+def _case(result: Result) -> list[tuple[str, ...]]:
+    name, step = result["name"], result["step"]
+    case = CASES[name]
+    title = f"{name}: {case.title}" + (f", {result['layers']} layers" if result["layers"] else "")
+    if step is None:
+        return [(title, "peak", "", "", "does not fit", "", "", "over")]
+    ours, weights = _figures(step), 2 * step["parameters"] / GB
+    limits = (ALL_GATHER_LIMIT, REDUCE_SCATTER_LIMIT) if case.counts_limits else (None, None)
+    rows = [
+        (title, "peak", "peak", case.peak_limit),
+        ("", "all-gather", "all_gather", limits[0] and limits[0] * weights),
+        ("", "gradients, reduce-scatter", "reduce_scatter", limits[1] and limits[1] * weights),
+        ("", "gradients, all-reduce", "all_reduce", None),
+    ]
+    table = [
+        _compared(
+            title, what, [getattr(of, field) for of in (case.maxtext, case.sketch, ours)], limit
+        )
+        for title, what, field, limit in rows
+    ]
+    summed = _gate(step, "all-reduces of a step") / GB
+    limit = ALL_REDUCE_LIMIT * weights
+    table.append(
+        ("", "of these in scans", "", "", _gb(summed), "", _gb(limit), _verdict(summed, limit))
+    )
+    table.append(("", "bf16 weights, once", "", "", _gb(weights), "", "", ""))
+    return table
+
+
+def _compared(
+    title: str, what: str, figures: Sequence[float], limit: float | None
+) -> tuple[str, ...]:
+    maxtext, sketch, ours = figures
+    ratio = f"{ours / maxtext:.2f}" if maxtext else ""
+    given = (_gb(limit), _verdict(ours, limit)) if limit else ("", "")
+    return (title, what, _gb(maxtext), _gb(sketch), _gb(ours), ratio, *given)
+
+
+def lean(results: Iterable[Result]) -> str:
+    """The policy of least recomputation that fits 90 % of a chip, without and with the host."""
+    head = ("case", "host", "policy", "peak GB", "of HBM", "recomputed", "on the host", "compiled")
+    return _table(head, map(_lean, results)) + _origin(results)
+
+
+def _lean(result: Result) -> tuple[str, ...]:
+    step, host = result["step"], "yes" if result["kind"] == "lean_offload" else "no"
+    if step is None:
+        return (result["name"], host, "none fits", "", "", "", "", str(result["tried"]))
+    policy = [step["remat"], *step["saved"], *(f"{name} (host)" for name in step["offloaded"])]
+    return (
+        result["name"],
+        host,
+        ", ".join(policy),
+        _gb(step["peak_bytes"] / GB),
+        f"{step['peak_bytes'] / step['hbm_bytes']:.0%}",
+        f"{step['recomputed']:.1%}",
+        transfer(step["offloaded_bytes"]) if step["offloaded"] else "",
+        str(result["tried"]),
+    )
+
+
+def table_2(results: Iterable[Result]) -> str:
+    """The runs of the report: what a chip holds, and how long a step would take."""
+    head = ("run", "chips", "replica x data x seq", "peak GB", "of HBM", "gates")
+    head += ("step, estimated", "MFU, estimated", "run", "compiled in", "process GB")
+    return _table(head, map(_run, results)) + _origin(results)
+
+
+def _run(result: Result) -> tuple[str, ...]:
+    step, process = result["step"], f"{result['process_bytes'] / GB:.1f}"
+    if step is None:
+        return (result["name"], "", "", "does not fit", *[""] * 6, process)
+    slices = f"{step['slices']} x {step['topology']}" if step["slices"] > 1 else step["topology"]
+    mesh = step["mesh"]
+    failed = [gate["told"] for gate in step["gates"] if not gate["holds"]]
+    data = mesh["data_major"] * mesh["data_minor"]
+    return (
+        result["name"],
+        f"{step['chips']:,}, {slices}",
+        f"{mesh['replica']} x {data} x {mesh['seq']}",
+        _gb(step["peak_bytes"] / GB),
+        f"{step['peak_bytes'] / step['hbm_bytes']:.0%}",
+        "; ".join(failed) or "hold",
+        moment(step["step_seconds"]),
+        f"{step['mfu']:.0%}",
+        duration(step["run_seconds"]),
+        duration(step["compile_seconds"]),
+        process,
+    )
+
+
+def collectives(results: Iterable[Result]) -> str:
+    """What a step of each run moves."""
+    head = ("run", "collective", "network", "where", "times", "of tensors", "sent by a chip")
+    rows = []
+    for result in filter(lambda result: result["step"], results):
+        for total in result["step"]["collectives"]:
+            if total["step_bytes"] >= 1e6:
+                names = ("kind", "network", "place")
+                sizes = (transfer(total[name]) for name in ("step_bytes", "step_wire_bytes"))
+                words = (total[name] for name in names)
+                rows.append((result["name"], *words, count(total["executions"]), *sizes))
+    return _table(head, rows) + _origin(results)
+
+
+def replaced(page: str, name: str, table: str) -> str:
+    """The page with what stands between <!-- name --> and <!-- end of name --> replaced.
+
+    Raises `ValueError` where the page has no such place.
+    """
+    pattern = re.compile(f"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
+    page, places = pattern.subn(lambda found: f"{found[1]}\n{table}\n\n{found[2]}", page)
+    if places != 1:
+        raise ValueError(f"the page has {places} places between <!-- {name} --> and its end")
+    return page
+
+
+def _figures(step: Result) -> Figures:
+    def moved(kind: str) -> float:
+        return sum(one["step_bytes"] for one in step["collectives"] if one["kind"] == kind) / GB
+
+    return Figures(
+        peak=step["peak_bytes"] / GB,
+        all_gather=moved("all-gather"),
+        reduce_scatter=moved("reduce-scatter"),
+        all_reduce=moved("all-reduce"),
+    )
+
+
+def _gate(step: Result, name: str) -> float:
+    return next(gate["found_bytes"] for gate in step["gates"] if gate["name"] == name)
+
+
+def _verdict(ours: float, limit: float) -> str:
+    return "OK" if ours <= limit else "over"
+
+
+def _gb(size: float) -> str:
+    return f"{size:.2f}" if size < 10 else f"{size:.1f}"
+
+
+def _origin(results: Iterable[Result]) -> str:
+    """A line below a table: what made its figures."""
+    made = {
+        (result["versions"]["jax"], result["versions"]["libtpu"], result["commit"])
+        for result in results
+    }
+    told = "; ".join(
+        f"jax {jax}, libtpu {libtpu}, commit {commit}" for jax, libtpu, commit in sorted(made)
+    )
+    return f"\n\n{told}. GB are 10^9 bytes."
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,225 @@
+"""What a compiled step must not do, as figures beside their limits: read off the program alone.
+
+Each gate stands for a way in which a partitioner goes wrong in silence: a gradient summed whole
+where a part would do, weights gathered before the cast or once too often, logits or table in one
+piece, a sum between slices of more than a shard. Limits follow from the design (zero3.py,
+kernels/vocabulary_loss.py) and from the config; nothing is estimated.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from gemma_train.config import RunConfig
+from gemma_train.metrics.wording import memory, transfer
+from gemma_train.model.flops import parameter_count
+from gemma_train.planning.collectives import Collective, collectives
+from gemma_train.planning.compiled import Compiled
+from gemma_train.planning.memory import (
+    BFLOAT16,
+    FLOAT32,
+    chip_tokens,
+    layer_parameters,
+    state_bytes,
+    table_parts,
+)
+from gemma_train.planning.program import Buffer, Program, read
+from gemma_train.planning.topology import Slices
+
+LARGEST_ALL_REDUCE = 64 * 2**20  # bytes of one plain all-reduce within a step
+ALL_REDUCE_SHARE = 0.02  # of the bf16 weights: all plain all-reduces of a step together
+SLACK = 1.02  # padding of tiles, and figures of a few tokens
+SMALL = 2**20  # bytes a step that are no weight's: sums of losses, of norms' gradients in tests
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """A figure of a compiled step beside the most that it may be."""
+
+    name: str
+    found_bytes: float
+    limit_bytes: float
+    worst: str = ""  # what makes up most of it
+
+    @property
+    def holds(self) -> bool:
+        return self.found_bytes <= self.limit_bytes
+
+    @property
+    def told(self) -> str:
+        """In one line: the figure, its limit, and what is to blame."""
+        found, limit = (transfer(size) for size in (self.found_bytes, self.limit_bytes))
+        return f"{self.name}: {found}, at most {limit}" + (f" ({self.worst})" if self.worst else "")
+
+
+def gates(config: RunConfig, slices: Slices, compiled: Compiled) -> list[Gate]:
+    """Every gate of the step of `config`, compiled for `slices`."""
+    program = read(compiled.program)
+    found = collectives(program, config.mesh.axis_sizes)
+    return [
+        *all_reduce_gates(config, found),
+        float32_gather_gate(config, found),
+        gather_gate(config, found),
+        between_slices_gate(config, found),
+        *vocabulary_gates(config, program),
+        Gate(
+            name="peak of HBM",
+            found_bytes=compiled.peak_bytes,
+            limit_bytes=slices.chip.usable_hbm_bytes,
+            worst=f"{memory(compiled.peak_bytes)} of {slices.chip.generation}",
+        ),
+    ]
+
+
+def weight_bytes(config: RunConfig) -> int:
+    """Bytes of all parameters in the compute dtype, once."""
+    return _width(config) * parameter_count(config.model)
+
+
+def all_reduce_gates(config: RunConfig, found: Iterable[Collective]) -> list[Gate]:
+    """Plain all-reduces, but for those that are meant: of shards over replica, behind the layers.
+
+    Left are sums of losses and of the gradients of norms. A weight's gradient among them would
+    travel whole, twice around the ring.
+    """
+    plain = [
+        one
+        for one in found
+        if one.kind == "all-reduce" and not (one.axes == ("replica",) and one.place == "outside")
+    ]
+    largest = max(plain, key=lambda one: one.full_bytes, default=None)
+    return [
+        Gate(
+            name="largest all-reduce",
+            found_bytes=largest.full_bytes if largest else 0,
+            limit_bytes=LARGEST_ALL_REDUCE,
+            worst=_named(largest),
+        ),
+        Gate(
+            name="all-reduces of a step",
+            found_bytes=sum(one.step_bytes for one in plain),
+            limit_bytes=max(ALL_REDUCE_SHARE * weight_bytes(config), SMALL),
+            worst=_most(plain),
+        ),
+    ]
+
+
+def float32_gather_gate(config: RunConfig, found: Iterable[Collective]) -> Gate:
+    """The largest all-gather of float32: stacked norm scales and a chunk's token weights may be.
+
+    A weight that is gathered ahead of its cast travels twice as wide.
+    """
+    model = config.model
+    scales = math.ceil(model.layers / len(model.pattern)) * model.width
+    chunk = min(config.loss.chunk, chip_tokens(config)) * table_parts(config)
+    wide = [one for one in found if one.kind == "all-gather" and one.dtype == "f32"]
+    largest = max(wide, key=lambda one: one.full_bytes, default=None)
+    return Gate(
+        name="largest all-gather of float32",
+        found_bytes=largest.full_bytes if largest else 0,
+        limit_bytes=FLOAT32 * max(scales, chunk),
+        worst=_named(largest),
+    )
+
+
+def gather_gate(config: RunConfig, found: Iterable[Collective]) -> Gate:
+    """All-gathers of a step against what the design asks for."""
+    gathers = [one for one in found if one.kind == "all-gather"]
+    return Gate(
+        name="all-gathers of a step",
+        found_bytes=sum(one.step_bytes for one in gathers),
+        limit_bytes=SLACK * expected_gathers(config) + SMALL,
+        worst=_most(gathers),
+    )
+
+
+def expected_gathers(config: RunConfig) -> int:
+    """Bytes of full tensors that a step gathers, per chip.
+
+    Layers' weights forward and backward, hop by hop; the table's rows for the look-up and its
+    columns for the loss; every token for the chips that hold other rows of the table; keys and
+    values of every layer along seq.
+    """
+    model, mesh, width = config.model, config.mesh, _width(config)
+    passes = 1 if config.compute.remat == "none" else 2
+    layers = passes * model.layers * layer_parameters(model) * width * hops(config)
+    rows = table_parts(config)
+    split = mesh.data * mesh.seq
+    table = model.vocabulary * model.width * width
+    tables = (table * rows / split if rows > 1 else 0) + (table / rows if split > rows else 0)
+    tokens = chip_tokens(config) * rows * (model.width * width + 8) if rows > 1 else 0
+    keys = 0.0
+    if mesh.seq > 1:
+        heads = 2 * model.key_value_heads * model.head_dimension * width
+        keys = passes * model.layers * chip_tokens(config) * mesh.seq * heads
+    return math.ceil(config.accumulation * (layers + tables + tokens + keys))
+
+
+def hops(config: RunConfig) -> float:
+    """A weight's all-gathers together, over its size: 1 + 1 / (the larger axis), for two axes."""
+    sizes = sorted(size for axis, size in config.mesh.axis_sizes.items() if axis != "replica")
+    sizes = [size for size in sizes if size > 1]
+    return sum(1 / math.prod(sizes[number + 1 :]) for number in range(len(sizes)))
+
+
+def between_slices_gate(config: RunConfig, found: Iterable[Collective]) -> Gate:
+    """Bytes between slices against the float32 gradients that a chip keeps: summed once.
+
+    Of the table once a microbatch, for the loss gives it summed.
+    """
+    between = [one for one in found if one.network == "dcn"]
+    table = FLOAT32 * config.model.vocabulary * config.model.width
+    again = (config.accumulation - 1) * table / (config.mesh.data * config.mesh.seq)
+    return Gate(
+        name="bytes between slices",
+        found_bytes=sum(one.step_bytes for one in between),
+        limit_bytes=SLACK * (state_bytes(config).gradients + again) + SMALL,
+        worst=_most(between),
+    )
+
+
+def vocabulary_gates(config: RunConfig, program: str | Program) -> list[Gate]:
+    """No table in one piece, and no more logits at one time than a chunk's.
+
+    Arrays are known by an axis of the vocabulary's length, or of the rows that a chip holds.
+    """
+    model, rows = config.model, table_parts(config)
+    lengths = {model.vocabulary, model.vocabulary // rows}
+    arrays = [
+        array for array in set(read(program).held_arrays()) if lengths.intersection(array.shape)
+    ]
+    table = model.vocabulary * model.width
+    split = config.mesh.data * config.mesh.seq
+    of_table = {table // part for part in (1, rows, split // rows, split)}
+    whole = [array for array in arrays if array.elements == table and rows > 1]
+    logits = [array for array in arrays if array.elements not in of_table]
+    chunk = min(config.loss.chunk, chip_tokens(config)) * model.vocabulary
+    return [
+        _array_gate("[vocabulary, width] in one piece", whole, 0),
+        _array_gate("logits at one time", logits, FLOAT32 * chunk),
+    ]
+
+
+def _array_gate(name: str, arrays: list[Buffer], limit_bytes: float) -> Gate:
+    largest = max(arrays, key=lambda array: array.bytes, default=None)
+    return Gate(
+        name=name,
+        found_bytes=largest.bytes if largest else 0,
+        limit_bytes=limit_bytes,
+        worst=f"{largest.dtype}{list(largest.shape)}" if largest else "",
+    )
+
+
+def _most(found: list[Collective]) -> str:
+    return _named(max(found, key=lambda one: one.step_bytes, default=None))
+
+
+def _named(one: Collective | None) -> str:
+    if one is None:
+        return ""
+    over = " x ".join(one.axes) or f"{one.group} chips"
+    return f"{one.executions} x {one.dtype}{list(one.shape)} over {over}, {one.place}"
+
+
+def _width(config: RunConfig) -> int:
+    return BFLOAT16 if config.compute.dtype == "bfloat16" else FLOAT32
