@@ -110,7 +110,10 @@ def test_help_shows_both(capsys):
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (["--topology", "v4:16x16x24"], ["v4 pod has 4,096 chips", "v4:8x16x16 with --slices 3"]),
+        (
+            ["--topology", "v4:16x16x24"],
+            ["v4 pod has 4,096 chips", "v4:8x16x16 with mesh.slices 3"],
+        ),
         (["--mesh.data", "2"], ["= 2 chips, but v5e:2x2 has 4", "with product 4"]),
         (["--slices", "2"], ["mesh.slices is 2: it must divide mesh.replica, 1"]),
         (["--compute.dtype", "float32"], ["--compute.dtype bfloat16"]),

@@ -8,7 +8,8 @@ from gemma_train.planning.compiled import Compiled, TooLarge, needed_and_availab
 from gemma_train.planning.memory import state_bytes
 from gemma_train.planning.plan import compile_for
 from gemma_train.planning.silence import silenced_standard_error
-from gemma_train.planning.topology import NoCompiler, Slices
+from gemma_train.planning.slices import Slices
+from gemma_train.planning.topology import NoCompiler
 
 TINY = {
     "model__vocabulary": 512,
