@@ -134,7 +134,7 @@ def test_a_mistake_is_one_line_that_says_what_would_do(words, parts, config, cap
 def test_a_config_without_a_topology_asks_for_one(tmp_path, config, capsys):
     (tmp_path / "pod.py").write_text(CONFIG.replace(', topology="v5e:2x2"', ""))
     assert command_line.run(["plan", config]) == 2
-    assert "add --topology" in capsys.readouterr().err
+    assert "give plan --topology" in capsys.readouterr().err
 
 
 def test_a_step_that_does_not_fit_is_told_and_refused(config, capsys):
