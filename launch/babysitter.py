@@ -1,7 +1,8 @@
 """Keep a run going until it is done: look, do the one thing that is due, wait, look again.
 
-Nothing is remembered but attempts: a babysitter that is started anew takes up where it is. What
-goes wrong is an attempt; attempts are counted until a newer checkpoint is found.
+Little is remembered, so that a babysitter which is started anew takes up where things are. What goes
+wrong is an attempt; attempts are counted until a newer checkpoint is found, and a run that finds
+none for too long is itself what goes wrong.
 """
 
 import random

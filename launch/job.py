@@ -8,7 +8,7 @@ environment fills it.
 import os
 import shlex
 import string
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal, Self
@@ -39,8 +39,7 @@ class Patience:
     saving_seconds: float = 600  # that a run which is stopped may take to save
 
     def __post_init__(self) -> None:
-        for name in (field.name for field in fields(self)):
-            value = getattr(self, name)
+        for name, value in vars(self).items():
             least = 0 if name == "stalled_minutes" else 1
             require(value >= least, f"patience.{name} is {value}: it must be at least {least}")
 

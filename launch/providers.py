@@ -14,7 +14,7 @@ class Reserved:
     reservation: str
 
     def __post_init__(self) -> None:
-        check_name("provider.capacity.reservation", self.reservation, LABEL, "its name")
+        _check_labels(reservation=self.reservation)
 
     @property
     def flags(self) -> tuple[str, ...]:
@@ -50,8 +50,7 @@ class ManagedInstanceGroup:
 
     def __post_init__(self) -> None:
         _check_capacity(self.capacity)
-        check_name("provider.image_family", self.image_family, LABEL, "a family of images")
-        check_name("provider.image_project", self.image_project, LABEL, "a project")
+        _check_labels(image_family=self.image_family, image_project=self.image_project)
         _check_secrets(self.secrets)
 
 
@@ -64,9 +63,8 @@ class Pathways:
     head_pool: str = "cpu-np"
 
     def __post_init__(self) -> None:
-        _check_image("provider.pathways.server_image", self.server_image)
-        _check_image("provider.pathways.proxy_image", self.proxy_image)
-        check_name("provider.pathways.head_pool", self.head_pool, LABEL, "its name")
+        _check_images(server_image=self.server_image, proxy_image=self.proxy_image)
+        _check_labels(head_pool=self.head_pool)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,12 +79,11 @@ class Gke:
     pathways: Pathways | None = None  # one process drives all slices, instead of one a host
 
     def __post_init__(self) -> None:
-        check_name("provider.cluster", self.cluster, LABEL, "its name")
-        _check_image("provider.image", self.image)
-        check_name("provider.namespace", self.namespace, LABEL, "its name")
         _check_capacity(self.capacity)
+        _check_images(image=self.image)
+        _check_labels(cluster=self.cluster, namespace=self.namespace)
         if self.secret is not None:
-            check_name("provider.secret", self.secret, LABEL, "its name")
+            _check_labels(secret=self.secret)
 
 
 def _check_capacity(capacity: Capacity) -> None:
@@ -96,8 +93,14 @@ def _check_capacity(capacity: Capacity) -> None:
         )
 
 
-def _check_image(field: str, image: str) -> None:
-    check_name(field, image, IMAGE, "HOST/PATH:TAG of an image")
+def _check_labels(**values: str) -> None:
+    for field, value in values.items():
+        check_name(f"provider.{field}", value, LABEL, "its name in the cloud")
+
+
+def _check_images(**values: str) -> None:
+    for field, value in values.items():
+        check_name(f"provider.{field}", value, IMAGE, "HOST/PATH:TAG of an image")
 
 
 def _check_secrets(names: tuple[str, ...]) -> None:

@@ -44,21 +44,20 @@ def host(cloud, bash, tmp_path):
         wait_until(partial(gone, group))
 
 
+def living(group: int) -> list[int]:
+    """The processes of a group; its leader may not lead it yet."""
+    listed = subprocess.run(["ps", "-eo", "pid=,pgid=,stat="], capture_output=True, text=True)
+    rows = [line.split() for line in listed.stdout.splitlines()]
+    return [int(pid) for pid, of, state in rows if str(group) in (pid, of) and state[0] != "Z"]
+
+
 def gone(group: int) -> bool:
-    """Whether nothing is left of a group; what is left is killed. Its leader may not lead it yet."""
-    for target in (-group, group):
+    """Whether nothing is left of a group; what is, is killed."""
+    left = living(group)
+    for process in left:
         with suppress(ProcessLookupError):
-            os.kill(target, signal.SIGKILL)
-    return not (alive(-group) or alive(group))
-
-
-def alive(process: int) -> bool:
-    """Whether there is such a process, or a group when it is negative."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    return True
+            os.kill(process, signal.SIGKILL)
+    return not left
 
 
 def wait_until(holds: Callable[[], bool]) -> None:
@@ -98,10 +97,10 @@ def test_a_process_leaves_its_exit_code_and_its_log(host, cloud, flavour, told):
 
 
 def test_nothing_is_left_of_a_process_that_has_ended(host):
-    home, call = host
+    home, _ = host
     start(host, "done")
     group = int((home / "pid").read_text())
-    wait_until(lambda: not alive(-group))
+    wait_until(lambda: not living(group))
 
 
 def test_stop_lets_the_process_save_and_says_that_it_was_stopped(host):
@@ -120,7 +119,7 @@ def test_a_start_ends_what_is_left_of_an_earlier_one(host):
     wait_for_training(home)
     earlier = int((home / "pid").read_text())
     start(host, "done")
-    assert not alive(-earlier)
+    assert not living(earlier)
     wait_for(call, "exit 0")
 
 

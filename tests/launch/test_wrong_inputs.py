@@ -3,6 +3,8 @@
 import itertools
 import math
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from gemma_train.planning.slices import Slices
 from launch.__main__ import main
 from launch.job import ENVIRONMENT
 from launch.rented import V5P_SHAPES, WORDS, Rented
+from tests.launch.conftest import ROOT
 from tests.launch.dry_runs import FILLED, ROWS
 
 GOOD = {
@@ -65,7 +68,7 @@ def refused(cloud, tmp_path, capsys):
         ({"provider": "Gke(cluster='big', image='a', secret='A')"}, "provider.secret is 'A'"),
         (
             {"provider": "Gke(cluster='big', image='a', capacity=Reserved(reservation='R'))"},
-            "provider.capacity.reservation is 'R'",
+            "provider.reservation is 'R'",
         ),
         (
             {"provider": "ManagedInstanceGroup()", "config": "'configs/gemma3_12b.py'"},
@@ -96,6 +99,11 @@ def test_a_field_that_cannot_be_is_named(refused, fields, told):
 )
 def test_what_flags_leave_open_or_get_wrong_is_named(refused, flags, told):
     assert told in refused(*flags)
+
+
+def test_a_mistake_is_told_without_waiting_for_jax():
+    program = "import sys, launch.__main__; assert not {'jax', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
 
 
 def test_an_unknown_verb_is_named(refused):
