@@ -1,8 +1,8 @@
 """Keep a run going until it is done: look, do the one thing that is due, wait, look again.
 
-Little is remembered, so that a babysitter which is started anew takes up where things are. What goes
-wrong is an attempt; attempts are counted until a newer checkpoint is found, and a run that finds
-none for too long is itself what goes wrong.
+Little is remembered: a babysitter that is started anew takes up where things are. What goes wrong
+is an attempt; attempts are counted until a newer checkpoint is found. A run that runs, and makes
+none for too long, has gone wrong too.
 """
 
 import random
