@@ -11,7 +11,7 @@ from gemma_train.planning.compiled import TooLarge
 from gemma_train.planning.fitting import Fields, as_flags, changed_config
 from gemma_train.planning.memory import activation_bytes, state_bytes
 from gemma_train.planning.plan import compile_for
-from gemma_train.planning.topology import Slices
+from gemma_train.planning.slices import Slices
 
 SHALLOW: Fields = {
     "model.layers": 6,

@@ -28,7 +28,7 @@ from gemma_train.planning.estimate import Assumptions
 from gemma_train.planning.lean_remat import find_lean_remat
 from gemma_train.planning.memory import kept_bytes
 from gemma_train.planning.plan import compile_for, make_plan
-from gemma_train.planning.topology import Slices
+from gemma_train.planning.slices import Slices
 
 Result = dict[str, Any]  # a line of the file that is kept
 

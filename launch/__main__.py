@@ -10,9 +10,9 @@ from launch.babysitter import Babysitter
 from launch.commands import Shell
 from launch.fleet import Fleet
 from launch.gke import GkeFleet
-from launch.job import Gke, Launch, ManagedInstanceGroup, TpuVm
-from launch.machines import OverSsh
+from launch.job import Launch
 from launch.managed_instance_group import InstanceGroup
+from launch.providers import Gke, ManagedInstanceGroup, TpuVm
 from launch.tpu_vm import TpuVms
 
 VERBS = {
@@ -70,11 +70,9 @@ def fleet_of(launch: Launch, shell: Shell) -> Fleet:
     """The fleet that a launch's provider lends."""
     match launch.provider:
         case TpuVm() as provider:
-            lender = TpuVms(launch=launch, shell=shell, provider=provider)
-            return OverSsh(launch=launch, shell=shell, lender=lender, secrets=provider.secrets)
+            return TpuVms(launch=launch, shell=shell, provider=provider)
         case ManagedInstanceGroup() as provider:
-            lender = InstanceGroup(launch=launch, shell=shell, provider=provider)
-            return OverSsh(launch=launch, shell=shell, lender=lender, secrets=provider.secrets)
+            return InstanceGroup(launch=launch, shell=shell, provider=provider)
         case Gke() as provider:
             return GkeFleet(launch=launch, shell=shell, provider=provider)
 

@@ -1,18 +1,20 @@
 """Keep a run going until it is done: look, do the one thing that is due, wait, look again.
 
-Nothing is remembered but attempts: a babysitter that is started anew takes up where it is. What
-goes wrong is an attempt; attempts are counted until a newer checkpoint is found.
+Little is remembered: a babysitter that is started anew takes up where things are. What goes wrong
+is an attempt; attempts are counted until a newer checkpoint is found. A run that runs, and makes
+none for too long, has gone wrong too.
 """
 
 import random
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from gemma_train.errors import UserError
 from gemma_train.run_files import CHECKPOINTS, SUMMARY
-from launch.commands import Command, Shell
+from launch.commands import Answer, Command, Shell
 from launch.fleet import Fleet, Machines, Process, Sighting
 from launch.job import Launch
 
@@ -21,15 +23,17 @@ CONFIG_ERROR = 2  # of gemma-train: the user's mistake, the same at every start
 
 @dataclass(kw_only=True)
 class Babysitter:
-    """Sits with one run. `sleep` takes seconds, `chance` gives a number in [0, 1)."""
+    """Sits with one run. `sleep` takes seconds, `clock` tells them, `chance` is in [0, 1)."""
 
     launch: Launch
     fleet: Fleet
     shell: Shell
     sleep: Callable[[float], None] = time.sleep
+    clock: Callable[[], float] = time.monotonic
     chance: Callable[[], float] = random.random
     _attempts: int = field(default=0, init=False)
     _newest: int = field(default=-1, init=False)  # step of the newest checkpoint seen
+    _moved: float = field(default=0, init=False)  # when it was seen first, or the run was started
     _silent: int = field(default=0, init=False)  # polls in a row without an answer
     _said: str = field(default="", init=False)
 
@@ -38,6 +42,7 @@ class Babysitter:
 
         Raises `UserError` after too many attempts without progress.
         """
+        self._moved = self.clock()
         while True:
             seen = self.fleet.look()
             self._say(str(seen))
@@ -49,16 +54,17 @@ class Babysitter:
                 case Sighting(machines=Machines.WAITING | Machines.UNKNOWN):
                     pass
                 case Sighting(process=Process.ABSENT):
-                    self._try("setup", self.fleet.setup)
-                    continue
+                    self._set_up_and_run()
                 case Sighting(process=Process.READY):
-                    self._try("run", self.fleet.run)
+                    self._run()
+                case Sighting(process=Process.RUNNING):
+                    self._mind_progress()
                 case Sighting(process=Process.STOPPED):
                     return 0
                 case Sighting(process=Process.ENDED, exit_code=int(code)):
                     if self._over(code):
                         return code
-                    self._restart(code)
+                    self._restart(f"ended with exit code {code}" if code else "saved and ended")
             self._mind_silence(seen)
             self.sleep(self.launch.patience.poll_seconds)
 
@@ -72,15 +78,41 @@ class Babysitter:
             return False
         return True
 
-    def _restart(self, code: int) -> None:
+    def _restart(self, why: str) -> None:
         """The process anew; a host that was repaired meanwhile comes back empty: set up again."""
-        self._count("saved and ended" if code == 0 else f"ended with exit code {code}")
+        self._count(why)
+        self._set_up_and_run()
+
+    def _set_up_and_run(self) -> None:
         if self._try("setup", self.fleet.setup):
-            self._try("run", self.fleet.run)
+            self._run()
+
+    def _run(self) -> None:
+        if self._try("run", self.fleet.run):
+            self._moved = self.clock()
 
     def _replace(self, why: str) -> None:
         self._count(f"machines {why}")
         self._try("delete", self.fleet.delete)
+
+    def _mind_progress(self) -> None:
+        """A run that runs but makes no checkpoint may hang, on chips that are billed: start anew.
+
+        It is told to stop first: one that was only slow saves, and has made progress.
+        """
+        patience = self.launch.patience
+        if patience.stalled_minutes == 0:
+            return
+        self._note_progress()
+        if self.clock() - self._moved < 60 * patience.stalled_minutes:
+            return
+        self._say("no newer checkpoint for too long: stop")
+        with suppress(UserError):  # a host that hangs may not obey; the start ends it
+            self.fleet.stop()
+        until = self.clock() + patience.saving_seconds
+        while self.clock() < until and self.fleet.look().process is Process.RUNNING:
+            self.sleep(patience.poll_seconds)
+        self._restart(f"no newer checkpoint for {patience.stalled_minutes:g} minutes")
 
     def _mind_silence(self, seen: Sighting) -> None:
         unreachable = seen.machines is Machines.READY and seen.process is Process.UNREACHABLE
@@ -101,14 +133,14 @@ class Babysitter:
 
     def _count(self, why: str) -> None:
         """One attempt more, with the wait that it earns. Raises `UserError` at the limit."""
-        patience, newest = self.launch.patience, self._newest_checkpoint()
-        if newest > self._newest:
-            self._newest, self._attempts = newest, 0
+        patience = self.launch.patience
+        self._note_progress()
         self._attempts += 1
         if self._attempts > patience.attempts_without_progress:
             raise UserError(
                 f"{self.launch.name}: {why}; given up after {self._attempts - 1} attempts without "
-                f"a new checkpoint (patience.attempts_without_progress): see logs, babysit again"
+                "a new checkpoint (patience.attempts_without_progress): see logs, then babysit "
+                "again or delete the machines"
             )
         longest = min(
             patience.backoff_seconds * 2 ** (self._attempts - 1), patience.longest_backoff_seconds
@@ -118,19 +150,23 @@ class Babysitter:
         self._say(f"{why}: attempt {self._attempts} of {limit} in {seconds:.0f} s")
         self.sleep(seconds)
 
-    def _newest_checkpoint(self) -> int:
-        """Its step, or -1. One half written counts too: it shows that steps were done."""
-        listed = self._list(f"{CHECKPOINTS}/")
-        return max((int(step) for step in re.findall(r"/(\d+)/\s", listed)), default=-1)
+    def _note_progress(self) -> None:
+        """A newer checkpoint forgives attempts. One half written counts: steps were done."""
+        answer = self._list(f"{CHECKPOINTS}/")
+        newest = max((int(step) for step in re.findall(r"/(\d+)/\s", answer.out)), default=-1)
+        if newest > self._newest:
+            self._newest, self._attempts, self._moved = newest, 0, self.clock()
+        elif answer.code and not answer.gone:  # no answer is no reason to stop a run
+            self._moved = self.clock()
 
     def _finished(self) -> bool:
         """Exit code 0 alone may be a run that was told to save and end: this tells them apart."""
-        return SUMMARY in self._list(SUMMARY)
+        answer = self._list(SUMMARY)
+        return answer.code == 0 and SUMMARY in answer.out
 
-    def _list(self, name: str) -> str:
+    def _list(self, name: str) -> Answer:
         words = ("gcloud", "storage", "ls", f"{self.launch.folder}/{name}")
-        answer = self.shell.read(Command(words=words))
-        return "" if answer.code else answer.out
+        return self.shell.read(Command(words=words))
 
     def _say(self, text: str) -> None:
         if text != self._said:  # a transition, not every look

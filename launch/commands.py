@@ -5,9 +5,11 @@ Nothing is ever handed to a local shell; what a person reads is quoted by shlex.
 
 import os
 import shlex
+import signal
 import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,9 @@ from typing import Any
 from gemma_train.errors import UserError
 
 AT_ONCE = 32  # connections open to machines at a time
-GONE = ("not_found", "not found", "notfound", "does not exist")  # gcloud's and kubectl's words
+LONGEST_SECONDS = 2 * 3600  # of what is run: making node pools, setting up many hosts
+# gcloud's and kubectl's words for what is not there.
+GONE = ("not_found", "not found", "notfound", "does not exist", "matched no objects")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,18 +61,30 @@ class Shell:
         self.dry_run = dry_run
         self.say = say
 
-    def read(self, command: Command) -> Answer:
-        """What a command answers, be it a failure. Raises `UserError` without the program."""
+    def read(self, command: Command, *, seconds: float = 300) -> Answer:
+        """What a command answers, be it a failure, or that it gave no answer in so many seconds.
+
+        Raises `UserError` without the program.
+        """
         if self.dry_run:
             self.say(str(command))
             return Answer(code=0, out="", error="")
-        done = _call(command, input=command.stdin or "", capture_output=True, text=True)
-        return Answer(code=done.returncode, out=done.stdout, error=done.stderr)
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        # A session of its own, for all that it starts to end with it: ssh may hang for ever.
+        with _started(command, **pipes, text=True, start_new_session=True) as process:
+            try:
+                out, error = process.communicate(command.stdin or "", timeout=seconds)
+            except subprocess.TimeoutExpired:
+                return Answer(code=124, out="", error=f"no answer within {seconds:g} s")
+            finally:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+        return Answer(code=process.returncode, out=out, error=error)
 
     def run(self, *commands: Command) -> None:
         """Run commands one after the other. Raises `UserError` with the first failure's reason."""
         for command in commands:
-            answer = self.read(command)
+            answer = self.read(command, seconds=LONGEST_SECONDS)
             if answer.code and not (command.may_be_gone and answer.gone):
                 verb = shlex.join([w for w in command.words if not w.startswith("-")][:6])
                 raise UserError(f"{verb} ... failed ({answer.code}): {answer.reason}")
@@ -84,22 +100,29 @@ class Shell:
         """Run a command that talks to the user until Ctrl-C."""
         if self.dry_run:
             return self.say(str(command))
-        _call(command)
+        with _started(command) as process:
+            process.wait()
 
-    def write_private(self, file: Path, content: str, told: str) -> None:
-        """Write a file that only its owner may read; a dry run says `told` for its content."""
+    @contextmanager
+    def private_file(self, file: Path, content: str, told: str) -> Iterator[None]:
+        """A file that only its owner may read, for a while; a dry run says `told` in its place."""
         if self.dry_run:
-            return self.say(f"# {file}, readable by its owner only: {told}")
-        file.parent.mkdir(parents=True, exist_ok=True)
+            self.say(f"# {file}, readable by its owner only: {told}")
+            yield
+            return
         file.unlink(missing_ok=True)  # a mode is given at birth only
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as stream:
-            stream.write(content)
+        try:
+            with os.fdopen(descriptor, "w") as stream:
+                stream.write(content)
+            yield
+        finally:
+            file.unlink()
 
 
-def _call(command: Command, **how: Any) -> subprocess.CompletedProcess:
+def _started(command: Command, **how: Any) -> subprocess.Popen:
     try:
-        return subprocess.run(command.words, check=False, **how)
+        return subprocess.Popen(command.words, **how)
     except FileNotFoundError:
         raise UserError(
             f"{command.words[0]} is not on the PATH: install it (docs/launching.md)"

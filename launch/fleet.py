@@ -1,8 +1,11 @@
 """What every provider offers, and what is seen of it: the one seam of launch."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+
+from launch.commands import Shell
+from launch.job import Launch
 
 
 class Machines(StrEnum):
@@ -42,13 +45,38 @@ class Sighting:
         return f"machines {self.machines} ({self.told}), gemma-train {self.process}{code}"
 
 
-class Fleet(Protocol):
+@dataclass(frozen=True, kw_only=True)
+class Fleet(ABC):
     """The verbs. Each raises `UserError` with the provider's reason where it fails."""
 
+    launch: Launch
+    shell: Shell
+
+    @abstractmethod
     def create(self) -> None: ...
+    @abstractmethod
     def setup(self) -> None: ...
-    def run(self) -> None: ...
+    @abstractmethod
+    def run(self) -> None:
+        """Start the run; what is left of an earlier start is ended."""
+
+    @abstractmethod
     def logs(self) -> None: ...
-    def look(self) -> Sighting: ...
+    @abstractmethod
     def stop(self) -> None: ...
+    @abstractmethod
     def delete(self) -> None: ...
+    @abstractmethod
+    def machines(self) -> tuple[Machines, str]:
+        """What they do, and the provider's word for it."""
+
+    @abstractmethod
+    def process(self) -> tuple[Process, int | None]:
+        """What gemma-train does on machines that are ready; the exit code of what has ended."""
+
+    def look(self) -> Sighting:
+        machines, told = self.machines()
+        if machines is not Machines.READY and not self.shell.dry_run:
+            return Sighting(machines=machines, told=told)
+        process, code = self.process()
+        return Sighting(machines=machines, told=told, process=process, exit_code=code)

@@ -1,6 +1,7 @@
 """Gemma 3 4B on 2,048 v5e (arXiv 2503.19786, table 2)."""
 
-from launch.job import OPEN, Launch, TpuVm
+from launch.job import OPEN, Launch
+from launch.providers import TpuVm
 
 launch = Launch(
     name="gemma3-4b",

@@ -10,64 +10,63 @@ from pathlib import Path
 
 import jinja2
 
-from launch.commands import Command, Shell
-from launch.fleet import Machines, Process, Sighting
-from launch.job import Gke, Launch, Reserved
+from launch.commands import Command
+from launch.fleet import Fleet, Machines, Process
+from launch.providers import Gke, Reserved
 
 CONFIG_ERROR = "FailJobSetFailurePolicyAction"  # JobSet's word for what its rule on code 2 did
-SEPARATE = {"ERROR": Machines.LOST, "STOPPING": Machines.LOST, "PROVISIONING": Machines.WAITING}
+STATES = {"ERROR": Machines.LOST, "STOPPING": Machines.LOST, "PROVISIONING": Machines.WAITING}
 
 
 @dataclass(frozen=True, kw_only=True)
-class GkeFleet:
+class GkeFleet(Fleet):
     """Node pools and JobSet of a run."""
 
-    launch: Launch
-    shell: Shell
     provider: Gke
 
     @property
     def _pools(self) -> list[str]:
-        return [f"{self.launch.name}-{number}" for number in range(self.launch.mesh.slices)]
+        return [f"{self.launch.name}-{number}" for number in range(self.launch.rented.count)]
 
-    def _gcloud(self, *words: str, may_be_gone: bool = False) -> Command:
-        place = (f"--project={self.launch.project}", f"--location={self.launch.zone}")
-        return Command(
-            words=("gcloud", "container", *words, *place, "--quiet"), may_be_gone=may_be_gone
-        )
+    def _node_pools(self, *words: str, may_be_gone: bool = False) -> Command:
+        start = ("container", "node-pools", *words)
+        return self.launch.gcloud(*start, place="location", may_be_gone=may_be_gone)
 
     def _kubectl(self, *words: str, stdin: str | None = None, may_be_gone: bool = False) -> Command:
         context = f"gke_{self.launch.project}_{self.launch.zone}_{self.provider.cluster}"
         where = (f"--context={context}", f"--namespace={self.provider.namespace}")
         return Command(words=("kubectl", *where, *words), stdin=stdin, may_be_gone=may_be_gone)
 
+    @property
+    def _cluster(self) -> str:
+        return f"--cluster={self.provider.cluster}"
+
     def create(self) -> None:
-        chips, cluster = self.launch.slice, f"--cluster={self.provider.cluster}"
-        match self.provider.capacity:
-            case Reserved(reservation=name):
-                capacity = ("--reservation-affinity=specific", f"--reservation={name}")
-            case "spot":
-                capacity = ("--spot",)
-            case "on_demand":
-                capacity = ()
-        self.shell.run(
-            *(
-                self._gcloud(
-                    *("node-pools", "create", pool, cluster),
-                    f"--machine-type={chips.generation.machine_type}",
-                    f"--tpu-topology={chips.topology}",
-                    f"--num-nodes={chips.hosts}",
-                    "--placement-type=COMPACT",
-                    "--scopes=cloud-platform",
-                    *capacity,
-                )
-                for pool in self._pools
-            )
+        rented = self.launch.rented
+        flags = (
+            self._cluster,
+            f"--machine-type={rented.words.machine_type}",
+            f"--tpu-topology={rented.topology}",
+            f"--num-nodes={rented.hosts}",
+            "--placement-type=COMPACT",
+            "--scopes=cloud-platform",
+            *self._capacity_flags(),
         )
+        self.shell.run(*(self._node_pools("create", pool, *flags) for pool in self._pools))
+
+    def _capacity_flags(self) -> tuple[str, ...]:
+        match self.provider.capacity:
+            case Reserved(flags=reservation):
+                return reservation
+            case "spot":
+                return ("--spot",)
+            case "on_demand":
+                return ()
 
     def setup(self) -> None:
         """Access to the cluster; the image and the secret are there already."""
-        self.shell.run(self._gcloud("clusters", "get-credentials", self.provider.cluster))
+        access = ("container", "clusters", "get-credentials", self.provider.cluster)
+        self.shell.run(self.launch.gcloud(*access, place="location"))
         if self.provider.secret:
             self.shell.run(self._kubectl("get", "secret", self.provider.secret, "--output=name"))
 
@@ -77,65 +76,52 @@ class GkeFleet:
 
     def manifest(self) -> str:
         """The JobSet, as YAML."""
-        name = "pathways" if self.provider.pathways else "jobset"
-        folder = Path(__file__).parent
         environment = jinja2.Environment(
-            loader=jinja2.FileSystemLoader(folder),
+            loader=jinja2.FileSystemLoader(Path(__file__).parent),
             undefined=jinja2.StrictUndefined,
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        words = self.launch.train_words
+        name, words = "jobset", self.launch.train_words
         if self.provider.pathways:
-            words = (*words, "--mesh.runtime", "pathways")
+            name, words = "pathways", (*words, "--mesh.runtime", "pathways")
         return environment.get_template(f"{name}.yaml.jinja").render(
-            launch=self.launch, gke=self.provider, slice=self.launch.slice, words=words
+            launch=self.launch, gke=self.provider, rented=self.launch.rented, words=words
         )
 
     def logs(self) -> None:
-        role = "head" if self.provider.pathways else "slice"
         labels = {
             "jobset.sigs.k8s.io/jobset-name": self.launch.name,
-            "jobset.sigs.k8s.io/replicatedjob-name": role,
+            "jobset.sigs.k8s.io/replicatedjob-name": "head" if self.provider.pathways else "slice",
             "jobset.sigs.k8s.io/job-index": "0",
             "batch.kubernetes.io/job-completion-index": "0",
         }
         selector = ",".join(f"{label}={value}" for label, value in labels.items())
-        self.shell.follow(
-            self._kubectl(
-                *("logs", f"--selector={selector}", "--container=train", "--tail=200", "--follow")
-            )
-        )
+        how = ("--container=train", "--tail=200", "--follow")
+        self.shell.follow(self._kubectl("logs", f"--selector={selector}", *how))
 
-    def look(self) -> Sighting:
-        words = ("node-pools", "list", f"--cluster={self.provider.cluster}", "--format=json")
-        answer = self.shell.read(self._gcloud(*words))
-        jobset = self._kubectl("get", "jobset", self.launch.name, "--output=json")
-        if self.shell.dry_run:
-            self.shell.read(jobset)
+    def machines(self) -> tuple[Machines, str]:
+        """The worst that is said of a pool holds for all: a run needs every slice."""
+        answer = self.shell.read(self._node_pools("list", self._cluster, "--format=json"))
         if answer.code or not answer.out:
-            return Sighting(machines=Machines.UNKNOWN, told=answer.reason)
+            return Machines.UNKNOWN, answer.reason
         states = {pool["name"]: pool["status"] for pool in json.loads(answer.out)}
         found = [states[name] for name in self._pools if name in states]
-        told = ", ".join(sorted(set(found))) or "no node pool"
         if not found:
-            return Sighting(machines=Machines.ABSENT, told=told)
-        machines = {SEPARATE.get(state, Machines.READY) for state in found}
+            return Machines.ABSENT, "no node pool"
         if len(found) < len(self._pools):
-            machines, told = {Machines.LOST}, f"{len(found)} of {len(self._pools)} node pools"
-        for state in (Machines.LOST, Machines.WAITING):
-            if state in machines:
-                return Sighting(machines=state, told=told)
-        process, code = self._process(jobset)
-        return Sighting(machines=Machines.READY, told=told, process=process, exit_code=code)
+            return Machines.LOST, f"{len(found)} of {len(self._pools)} node pools"
+        seen, told = {STATES.get(state) for state in found}, ", ".join(sorted(set(found)))
+        worst = (state for state in (Machines.LOST, Machines.WAITING) if state in seen)
+        return next(worst, Machines.READY), told
 
-    def _process(self, jobset: Command) -> tuple[Process, int | None]:
-        answer = self.shell.read(jobset)
+    def process(self) -> tuple[Process, int | None]:
+        answer = self.shell.read(self._kubectl("get", "jobset", self.launch.name, "--output=json"))
         if answer.code and "context" in answer.error and "does not exist" in answer.error:
             return Process.ABSENT, None  # no access yet
         if answer.gone:
             return Process.READY, None
-        if answer.code:
+        if answer.code or not answer.out:
             return Process.UNREACHABLE, None
         held = json.loads(answer.out)
         conditions = {
@@ -147,22 +133,18 @@ class GkeFleet:
             return Process.ENDED, 0
         if "Failed" in conditions:
             return Process.ENDED, 2 if conditions["Failed"] == CONFIG_ERROR else 1
-        if held["spec"].get("suspend"):
-            return Process.STOPPED, None
-        return Process.RUNNING, None
+        return (Process.STOPPED if held["spec"].get("suspend") else Process.RUNNING), None
 
     def stop(self) -> None:
         """Suspended, a JobSet ends its pods by SIGTERM and keeps its name."""
         patch = json.dumps({"spec": {"suspend": True}})
-        self.shell.run(
-            self._kubectl("patch", "jobset", self.launch.name, "--type=merge", f"--patch={patch}")
-        )
+        how = ("--type=merge", f"--patch={patch}")
+        self.shell.run(self._kubectl("patch", "jobset", self.launch.name, *how))
 
     def delete(self) -> None:
         self._delete_jobset()
-        cluster = f"--cluster={self.provider.cluster}"
         for pool in self._pools:
-            self.shell.run(self._gcloud("node-pools", "delete", pool, cluster, may_be_gone=True))
+            self.shell.run(self._node_pools("delete", pool, self._cluster, may_be_gone=True))
 
     def _delete_jobset(self) -> None:
         words = ("delete", "jobset", self.launch.name, "--ignore-not-found", "--wait")

@@ -6,72 +6,24 @@ environment fills it.
 """
 
 import os
-import re
 import shlex
 import string
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
-from gemma_train import config as run_config
 from gemma_train.errors import UserError, require
-from gemma_train.mesh import MeshConfig
-from launch.topology import V5P, TpuSlice
+from gemma_train.planning.slices import Slices
+from launch.commands import Command
+from launch.names import FOLDER, LABEL, OPEN, PROJECT, REVISION, ZONE, check_name
+from launch.providers import Gke, ManagedInstanceGroup, TpuVm
+from launch.rented import Rented
 
-OPEN = "FILL-IN"  # no name of anything: it holds capitals
+if TYPE_CHECKING:
+    from gemma_train.mesh import MeshConfig
+
 ENVIRONMENT = Path(__file__).parent / "environment"
-LABEL = r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?"  # RFC 1035, short enough for suffixes of ours and GKE's
-VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reserved:
-    """Machines of a reservation of Compute Engine."""
-
-    reservation: str
-
-
-type Capacity = Literal["on_demand", "spot"] | Reserved
-
-
-@dataclass(frozen=True, kw_only=True)
-class TpuVm:
-    """TPU VMs through queued resources of the Cloud TPU API."""
-
-    capacity: Literal["on_demand", "spot", "reserved"] = "on_demand"
-    secrets: tuple[str, ...] = ()  # variables of the environment here that the run needs there
-
-
-@dataclass(frozen=True, kw_only=True)
-class ManagedInstanceGroup:
-    """One slice as a managed instance group of Compute Engine: v5p, of what launch knows."""
-
-    capacity: Capacity = "on_demand"
-    image_family: str = "ubuntu-accel-2204-amd64-tpu-v5e-v5p-v6e"
-    image_project: str = "ubuntu-os-accelerator-images"
-    secrets: tuple[str, ...] = ()  # variables of the environment here that the run needs there
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pathways:
-    """Images of Google's Pathways containers, and the node pool where its head runs."""
-
-    server_image: str
-    proxy_image: str
-    head_pool: str = "cpu-np"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gke:
-    """A JobSet on a cluster that exists and has the JobSet controller."""
-
-    cluster: str
-    image: str  # built from launch/Dockerfile
-    namespace: str = "default"
-    capacity: Capacity = "on_demand"
-    secret: str | None = None  # a Kubernetes secret whose entries become variables of the run
-    pathways: Pathways | None = None  # one process drives all slices, instead of one a host
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +35,13 @@ class Patience:
     longest_backoff_seconds: float = 3600
     attempts_without_progress: int = 5  # progress is a newer checkpoint
     unreachable_polls: int = 10  # in a row, before machines that do not answer are given up
+    stalled_minutes: float = 120  # a run without a newer checkpoint is restarted; 0: never
+    saving_seconds: float = 600  # that a run which is stopped may take to save
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            least = 0 if name == "stalled_minutes" else 1
+            require(value >= least, f"patience.{name} is {value}: it must be at least {least}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,18 +59,20 @@ class Launch:
     patience: Patience = Patience()
 
     @cached_property
-    def mesh(self) -> MeshConfig:
-        return run_config.load(self.config).mesh
+    def mesh(self) -> "MeshConfig":
+        from gemma_train import config  # brings jax, which --help and most mistakes can do without
+
+        return config.load(self.config).mesh
 
     @cached_property
-    def slice(self) -> TpuSlice:
-        """One of the config's slices. Raises `UserError` where it names none."""
-        topology = self.mesh.topology
-        require(
-            topology is not None,
-            f"{self.config} names no mesh.topology: give the slice to rent, as in v5p:4x4x4",
-        )
-        return TpuSlice.read(topology)
+    def rented(self) -> Rented:
+        """The config's slices. Raises `UserError` where they cannot be had or filled."""
+        try:
+            slices = Slices.named(self.mesh.topology, self.mesh.slices)
+            slices.check(self.mesh)
+            return Rented.of(slices)
+        except UserError as error:
+            raise UserError(f"{self.config}: {error}") from None
 
     @property
     def region(self) -> str:
@@ -122,9 +83,23 @@ class Launch:
         """What follows `gemma-train` on every host."""
         return ("train", self.config, "--folder", self.folder, *self.flags)
 
+    def gcloud(
+        self,
+        *words: str,
+        place: Literal["zone", "location", "region", "global"] = "zone",
+        may_be_gone: bool = False,
+    ) -> Command:
+        """A call of gcloud in the project. `place` is how the thing that it is about is found."""
+        where = {"zone": self.zone, "location": self.zone, "region": self.region}
+        flags = [f"--{place}={where[place]}"] if place in where else []
+        return Command(
+            words=("gcloud", *words, f"--project={self.project}", *flags, "--quiet"),
+            may_be_gone=may_be_gone,
+        )
+
     def environment(self) -> dict[str, str]:
         """The variables of the slice's generation, from launch/environment."""
-        text = (ENVIRONMENT / f"{self.slice.generation.name}.env").read_text()
+        text = (ENVIRONMENT / f"{self.rented.generation}.env").read_text()
         words = shlex.split(string.Template(text).substitute(FOLDER=self.folder), comments=True)
         pairs = (word.split("=", 1) for word in words)
         return {name: " ".join(value.split()) for name, value in pairs}
@@ -137,93 +112,36 @@ class Launch:
 
     def checked(self) -> Self:
         """Itself. Raises `UserError` for a field that is open, unfit or at odds with the config."""
-        _fits(self.name, LABEL, "name", "lower-case letters, digits and '-', at most 40, as gemma3")
-        project, zone, bucket = (
-            r"[a-z][-a-z0-9]{4,28}[a-z0-9]",
-            r"[a-z]+-[a-z]+[0-9]{1,2}-[a-z]",
-            r"gs://[a-z0-9][-a-z0-9_.]{1,220}[a-z0-9](/[-A-Za-z0-9_.]+)+",
-        )
-        _fits(self.project, project, "project", "--project with a project's id, as my-project")
-        _fits(self.zone, zone, "zone", "--zone with a zone, as us-east5-a")
-        _fits(self.folder, bucket, "folder", "--folder gs://BUCKET/FOLDER")
+        name = "lower-case letters, digits and '-', at most 40, as gemma3"
+        check_name("name", self.name, LABEL, name)
+        check_name("project", self.project, PROJECT, "--project with its id, as my-project")
+        check_name("zone", self.zone, ZONE, "--zone with a zone, as us-east5-a")
+        check_name("folder", self.folder, FOLDER, "--folder gs://BUCKET/FOLDER")
+        check_name("revision", self.revision, REVISION, "a revision of git")
         file = PurePosixPath(self.config)
         require(
             not file.is_absolute() and ".." not in file.parts,
             f"config is {self.config!r}: name it from the repository's root, as configs/mine.py",
         )
-        _fits(self.revision, r"[A-Za-z0-9][-A-Za-z0-9_./~^]*", "revision", "a revision of git")
-        self._check_mesh()
-        self._check_provider()
+        self._check_slices()
         return self
 
-    def _check_mesh(self) -> None:
-        chips, devices = self.slice.chips * self.mesh.slices, self.mesh.devices
-        require(
-            chips == devices,
-            f"{self.config}: mesh.topology x mesh.slices are {chips} chips, but "
-            f"replica x data x seq are {devices} devices: make them equal",
-        )
-        wanted = "many_processes"
-        if isinstance(self.provider, Gke) and self.provider.pathways:
-            return  # the flag is ours to add
-        require(
-            self.mesh.runtime == wanted or self.slice.hosts * self.mesh.slices == 1,
-            f"{self.config}: mesh.runtime is {self.mesh.runtime!r}: hosts joined need {wanted!r}",
-        )
-
-    def _check_provider(self) -> None:
+    def _check_slices(self) -> None:
+        """What the provider and the config's slices must be to each other."""
+        rented, runtime = self.rented, self.mesh.runtime
         match self.provider:
-            case TpuVm(secrets=secrets, capacity=capacity):
-                known = ("on_demand", "spot", "reserved")
+            case TpuVm():
+                _ = rented.type_flags
+            case ManagedInstanceGroup():
                 require(
-                    capacity in known,
-                    f"provider.capacity is {capacity!r}: choose one of {', '.join(known)}",
+                    rented.generation == "v5p" and rented.count == 1,
+                    f"provider is ManagedInstanceGroup, mesh {rented.count} x "
+                    f"{rented.slices.name}: groups hold one slice of v5p; choose TpuVm or Gke",
                 )
-                _ = self.slice.type_flags
-                _check_secrets(secrets)
-            case ManagedInstanceGroup(secrets=secrets) as group:
-                require(
-                    self.slice.generation is V5P and self.mesh.slices == 1,
-                    f"provider is ManagedInstanceGroup, mesh {self.mesh.slices} x "
-                    f"{self.mesh.topology}: groups hold one slice of v5p; choose TpuVm or Gke",
-                )
-                _fits(group.image_family, LABEL, "provider.image_family", "a family of images")
-                _fits(group.image_project, LABEL, "provider.image_project", "a project")
-                _check_secrets(secrets)
-                _check_capacity(group.capacity)
-            case Gke() as gke:
-                _check_capacity(gke.capacity)
-                for field in ("cluster", "namespace"):
-                    _fits(getattr(gke, field), LABEL, f"provider.{field}", "its name")
-                images = [gke.image]
-                if gke.pathways:
-                    _fits(gke.pathways.head_pool, LABEL, "provider.pathways.head_pool", "its name")
-                    images += [gke.pathways.server_image, gke.pathways.proxy_image]
-                for image in images:
-                    reference = r"[a-z0-9][-A-Za-z0-9_./:]*(@sha256:[0-9a-f]{64})?"
-                    _fits(image, reference, "provider image", "HOST/PATH:TAG of an image")
-                if gke.secret is not None:
-                    _fits(gke.secret, LABEL, "provider.secret", "a secret's name")
-
-
-def _fits(value: str, pattern: str, field: str, wanted: str) -> None:
-    if not re.fullmatch(pattern, value):
-        told = "still open" if value == OPEN else repr(value)
-        raise UserError(f"{field} is {told}: give {wanted}")
-
-
-def _check_capacity(capacity: Capacity) -> None:
-    match capacity:
-        case Reserved(reservation=name):
-            _fits(name, LABEL, "provider.capacity.reservation", "its name")
-        case "on_demand" | "spot":
-            pass
-        case _:
-            raise UserError(
-                f"provider.capacity is {capacity!r}: choose 'on_demand', 'spot' or Reserved(...)"
-            )
-
-
-def _check_secrets(names: tuple[str, ...]) -> None:
-    for name in names:
-        _fits(name, VARIABLE, "provider.secrets", "names of variables, never their values")
+            case Gke(pathways=pathways):
+                if pathways:
+                    return  # --mesh.runtime is ours to add
+        require(
+            runtime == "many_processes" or rented.hosts * rented.count == 1,
+            f"{self.config}: mesh.runtime is {runtime!r}: hosts joined need 'many_processes'",
+        )

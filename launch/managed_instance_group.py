@@ -8,36 +8,29 @@ import json
 from dataclasses import dataclass
 
 from gemma_train.errors import UserError
-from launch.commands import Command, Shell
+from launch.commands import Command
 from launch.fleet import Machines
-from launch.job import Launch, ManagedInstanceGroup, Reserved
+from launch.over_ssh import OverSsh
+from launch.providers import ManagedInstanceGroup, Reserved
 
 LOST = {"STOPPING", "STOPPED", "SUSPENDING", "SUSPENDED", "TERMINATED"}
+TEMPLATE, POLICY = ("compute", "instance-templates"), ("compute", "resource-policies")
+GROUP = ("compute", "instance-groups", "managed")
 
 
 @dataclass(frozen=True, kw_only=True)
-class InstanceGroup:
+class InstanceGroup(OverSsh):
     """The group of a run and its instances."""
 
-    launch: Launch
-    shell: Shell
     provider: ManagedInstanceGroup
 
-    def _command(self, *words: str, place: str = "zone", may_be_gone: bool = False) -> Command:
-        where = {"zone": (f"--zone={self.launch.zone}",), "global": ()}
-        where |= {"region": (f"--region={self.launch.region}",)}
-        words = ("gcloud", "compute", *words, f"--project={self.launch.project}")
-        return Command(words=(*words, *where[place], "--quiet"), may_be_gone=may_be_gone)
-
     def create(self) -> None:
-        name, chips = self.launch.name, self.launch.slice
-        policy = (
-            f"projects/{self.launch.project}/regions/{self.launch.region}/resourcePolicies/{name}"
-        )
+        launch, rented = self.launch, self.launch.rented
+        name, place = launch.name, f"projects/{launch.project}/regions/{launch.region}"
         self.shell.run(
-            self._command(
-                *("instance-templates", "create", name),
-                f"--machine-type={chips.generation.machine_type}",
+            launch.gcloud(
+                *(*TEMPLATE, "create", name),
+                f"--machine-type={rented.words.machine_type}",
                 f"--image-family={self.provider.image_family}",
                 f"--image-project={self.provider.image_project}",
                 "--boot-disk-size=200GB",
@@ -46,24 +39,24 @@ class InstanceGroup:
                 *self._capacity_flags(),
                 place="global",
             ),
-            self._command(
-                *("resource-policies", "create", "workload-policy", name),
-                *("--type=HIGH_THROUGHPUT", f"--accelerator-topology={chips.topology}"),
+            launch.gcloud(
+                *(*POLICY, "create", "workload-policy", name),
+                *("--type=HIGH_THROUGHPUT", f"--accelerator-topology={rented.topology}"),
                 place="region",
             ),
-            self._command(
-                *("instance-groups", "managed", "create", name, f"--template={name}"),
-                *(f"--size={chips.hosts}", f"--workload-policy={policy}"),
+            launch.gcloud(
+                *(*GROUP, "create", name, f"--template={name}", f"--size={rented.hosts}"),
+                f"--workload-policy={place}/resourcePolicies/{name}",
                 "--default-action-on-vm-failure=do-nothing",
             ),
         )
 
     def _capacity_flags(self) -> tuple[str, ...]:
         match self.provider.capacity:
-            case Reserved(reservation=name):
+            case Reserved(flags=reservation):
                 bound = "--provisioning-model=RESERVATION_BOUND"
                 end = "--instance-termination-action=DELETE"  # this model asks for it
-                return (bound, end, "--reservation-affinity=specific", f"--reservation={name}")
+                return (bound, end, *reservation)
             case "spot":
                 return ("--provisioning-model=SPOT", "--instance-termination-action=STOP")
             case "on_demand":
@@ -71,39 +64,41 @@ class InstanceGroup:
 
     def delete(self) -> None:
         """The group first: it holds the other two."""
-        name, gone = self.launch.name, {"may_be_gone": True}
+        gcloud, name = self.launch.gcloud, self.launch.name
         self.shell.run(
-            self._command("instance-groups", "managed", "delete", name, **gone),
-            self._command("resource-policies", "delete", name, place="region", **gone),
-            self._command("instance-templates", "delete", name, place="global", **gone),
+            gcloud(*GROUP, "delete", name, may_be_gone=True),
+            gcloud(*POLICY, "delete", name, place="region", may_be_gone=True),
+            gcloud(*TEMPLATE, "delete", name, place="global", may_be_gone=True),
         )
 
-    def state(self) -> tuple[Machines, str]:
-        words = ("instance-groups", "managed", "list-instances", self.launch.name)
-        answer = self.shell.read(self._command(*words, "--format=json"))
+    def _listed(self, *form: str) -> Command:
+        return self.launch.gcloud(*GROUP, "list-instances", self.launch.name, *form)
+
+    def machines(self) -> tuple[Machines, str]:
+        answer = self.shell.read(self._listed("--format=json"))
         if answer.gone:
             return Machines.ABSENT, "no instance group"
         if answer.code or not answer.out:
             return Machines.UNKNOWN, answer.reason
         states = [instance.get("instanceStatus", "") for instance in json.loads(answer.out)]
-        running, wanted = states.count("RUNNING"), self.launch.slice.hosts
+        running, wanted = states.count("RUNNING"), self.launch.rented.hosts
         told = f"{running} of {wanted} instances RUNNING"
-        if LOST & set(states):
-            return Machines.LOST, f"{told}, {', '.join(sorted(LOST & set(states)))}"
+        if lost := LOST & set(states):
+            return Machines.LOST, f"{told}, {', '.join(sorted(lost))}"
         return (Machines.READY if running == wanted else Machines.WAITING), told
 
     def _instances(self) -> list[str]:
-        words = ("instance-groups", "managed", "list-instances", self.launch.name)
-        answer = self.shell.read(self._command(*words, "--format=value(name)", "--sort-by=name"))
+        answer = self.shell.read(self._listed("--format=value(name)", "--sort-by=name"))
         if self.shell.dry_run:
             return ["EACH-INSTANCE"]
         if answer.code or not answer.out.split():
             raise UserError(f"group {self.launch.name} has no instances: {answer.reason}")
         return answer.out.split()
 
-    def copy(self, files: tuple[str, ...]) -> None:
+    def copy(self, *files: str) -> None:
         self.shell.run_at_once(
-            self._command("scp", *files, f"{instance}:") for instance in self._instances()
+            self.launch.gcloud("compute", "scp", *files, f"{instance}:")
+            for instance in self._instances()
         )
 
     def on_all(self, line: str) -> None:
@@ -113,4 +108,4 @@ class InstanceGroup:
         return self._ssh(self._instances()[0], line)
 
     def _ssh(self, instance: str, line: str) -> Command:
-        return self._command("ssh", instance, f"--command={line}")
+        return self.launch.gcloud("compute", "ssh", instance, f"--command={line}")

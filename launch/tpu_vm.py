@@ -7,9 +7,10 @@ queued-resources`. A request that is SUSPENDED or FAILED is never served again.
 import json
 from dataclasses import dataclass
 
-from launch.commands import Command, Shell
+from launch.commands import Command
 from launch.fleet import Machines
-from launch.job import Launch, TpuVm
+from launch.over_ssh import OverSsh
+from launch.providers import TpuVm
 
 STATES = {
     "ACTIVE": Machines.READY,
@@ -17,35 +18,30 @@ STATES = {
     "SUSPENDED": Machines.LOST,
     "FAILED": Machines.LOST,
 }  # all others lead to ACTIVE or FAILED, or to nothing: ACCEPTED, CREATING, DELETING, PROVISIONING
+EVERYWHERE = ("--node=all", "--worker=all")
+CAPACITY = {"on_demand": (), "spot": ("--spot",), "reserved": ("--reserved",)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class TpuVms:
+class TpuVms(OverSsh):
     """The queued resource of a run and its nodes."""
 
-    launch: Launch
-    shell: Shell
     provider: TpuVm
 
     def _command(self, verb: str, *words: str, may_be_gone: bool = False) -> Command:
-        place = (f"--project={self.launch.project}", f"--zone={self.launch.zone}")
-        start = ("gcloud", "compute", "tpus", "queued-resources", verb)
-        return Command(words=(*start, *words, *place, "--quiet"), may_be_gone=may_be_gone)
+        start = ("compute", "tpus", "queued-resources", verb)
+        return self.launch.gcloud(*start, *words, may_be_gone=may_be_gone)
 
     def create(self) -> None:
-        name, count = self.launch.name, self.launch.mesh.slices
-        one = (f"--node-id={name}",)
-        nodes = one if count == 1 else (f"--node-count={count}", f"--node-prefix={name}")
-        capacity = {"on_demand": (), "spot": ("--spot",), "reserved": ("--reserved",)}
-        version = self.launch.slice.generation.runtime_version
+        name, rented = self.launch.name, self.launch.rented
+        nodes = (f"--node-count={rented.count}", f"--node-prefix={name}")
         self.shell.run(
             self._command(
-                "create",
-                name,
-                *nodes,
-                *self.launch.slice.type_flags,
-                f"--runtime-version={version}",
-                *capacity[self.provider.capacity],
+                *("create", name),
+                *(nodes if rented.count > 1 else (f"--node-id={name}",)),
+                *rented.type_flags,
+                f"--runtime-version={rented.words.runtime_version}",
+                *CAPACITY[self.provider.capacity],
             )
         )
 
@@ -53,7 +49,7 @@ class TpuVms:
         """The request and, by --force, the nodes that it holds."""
         self.shell.run(self._command("delete", self.launch.name, "--force", may_be_gone=True))
 
-    def state(self) -> tuple[Machines, str]:
+    def machines(self) -> tuple[Machines, str]:
         answer = self.shell.read(self._command("describe", self.launch.name, "--format=json"))
         if answer.gone:
             return Machines.ABSENT, "no queued resource"
@@ -62,7 +58,7 @@ class TpuVms:
         told = json.loads(answer.out)["state"]["state"]
         return STATES.get(told, Machines.WAITING), told
 
-    def copy(self, files: tuple[str, ...]) -> None:
+    def copy(self, *files: str) -> None:
         self.shell.run(self._command("scp", *files, f"{self.launch.name}:", *EVERYWHERE))
 
     def on_all(self, line: str) -> None:
@@ -71,6 +67,3 @@ class TpuVms:
     def on_first(self, line: str) -> Command:
         first = ("--node=0", "--worker=0")
         return self._command("ssh", self.launch.name, *first, f"--command={line}")
-
-
-EVERYWHERE = ("--node=all", "--worker=all")

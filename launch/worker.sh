@@ -30,7 +30,10 @@ setup)
 start)
     [ -f ready ] || { echo "not set up: run setup first" >&2; exit 1; }
     # What is left of an earlier start holds the chips.
-    [ ! -f pid ] || kill -KILL -- "-$(cat pid)" 2> /dev/null || true
+    for _ in {1..300}; do
+        [ -f pid ] && kill -KILL -- "-$(cat pid)" 2> /dev/null || break
+        sleep 0.1
+    done
     rm -f exit_code stopped train_pid
     setsid nohup bash worker.sh supervise "${@:2}" >> log 2>&1 < /dev/null &
     echo $! > pid
@@ -46,8 +49,7 @@ supervise)
     wait "$(cat train_pid)" || code=$?
     echo "$code" > exit_code
     backup "$2"
-    trap '' TERM
-    kill -TERM -- "-$$" # the copies' sleep
+    kill -KILL -- "-$$" # the copies' loop, and this
     ;;
 status)
     if [ ! -f ready ]; then

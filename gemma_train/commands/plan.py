@@ -19,7 +19,8 @@ from gemma_train.planning.cost import CostConfig
 from gemma_train.planning.estimate import Assumptions
 from gemma_train.planning.lean_remat import find_lean_remat
 from gemma_train.planning.plan import as_data, compile_for, make_plan
-from gemma_train.planning.topology import NoCompiler, Slices
+from gemma_train.planning.slices import Slices
+from gemma_train.planning.topology import NoCompiler
 
 PLAIN = {"markup": False, "highlight": False, "soft_wrap": True}
 

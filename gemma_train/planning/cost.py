@@ -7,7 +7,7 @@ figure per chip and are left out, as is the making of the hardware.
 from dataclasses import dataclass
 
 from gemma_train.errors import require
-from gemma_train.planning.topology import Slices
+from gemma_train.planning.slices import Slices
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from gemma_train.metrics.peak import model_flops_utilization, peak_flops
 from gemma_train.model.flops import training_flops_per_token
 from gemma_train.model.remat import recomputed_flops_per_token
 from gemma_train.planning.memory import BFLOAT16, FLOAT32, StateBytes, layer_parameters
-from gemma_train.planning.topology import Slices
+from gemma_train.planning.slices import Slices
 from gemma_train.planning.traffic import Traffic
 
 

@@ -24,7 +24,7 @@ from gemma_train.planning.memory import (
     table_parts,
 )
 from gemma_train.planning.program import Buffer, Program, read
-from gemma_train.planning.topology import Slices
+from gemma_train.planning.slices import Slices
 
 LARGEST_ALL_REDUCE = 64 * 2**20  # bytes of one plain all-reduce within a step
 ALL_REDUCE_SHARE = 0.02  # of the bf16 weights: all plain all-reduces of a step together

@@ -13,7 +13,7 @@ from gemma_train.model.config import SAVABLE, ComputeConfig
 from gemma_train.planning.compiled import Compiled, TooLarge
 from gemma_train.planning.estimate import recomputed_flops
 from gemma_train.planning.memory import kept_bytes
-from gemma_train.planning.topology import Slices
+from gemma_train.planning.slices import Slices
 
 HBM_SHARE = 0.9  # of a chip's memory that a step may fill
 HOST_SHARE = 0.5  # of a chip's share of its host's memory, for offloaded products

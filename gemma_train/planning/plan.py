@@ -18,7 +18,8 @@ from gemma_train.planning.estimate import (
 from gemma_train.planning.fitting import Change, changes_that_fit
 from gemma_train.planning.gates import Gate, gates
 from gemma_train.planning.memory import StateBytes, activation_bytes, state_bytes
-from gemma_train.planning.topology import Slices, devices
+from gemma_train.planning.slices import Slices
+from gemma_train.planning.topology import devices
 from gemma_train.planning.traffic import Traffic, compiled_traffic, expected_traffic
 
 

@@ -110,7 +110,10 @@ def test_help_shows_both(capsys):
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (["--topology", "v4:16x16x24"], ["v4 pod has 4,096 chips", "v4:8x16x16 with --slices 3"]),
+        (
+            ["--topology", "v4:16x16x24"],
+            ["v4 pod has 4,096 chips", "v4:8x16x16 with mesh.slices 3"],
+        ),
         (["--mesh.data", "2"], ["= 2 chips, but v5e:2x2 has 4", "with product 4"]),
         (["--slices", "2"], ["mesh.slices is 2: it must divide mesh.replica, 1"]),
         (["--compute.dtype", "float32"], ["--compute.dtype bfloat16"]),
@@ -131,7 +134,7 @@ def test_a_mistake_is_one_line_that_says_what_would_do(words, parts, config, cap
 def test_a_config_without_a_topology_asks_for_one(tmp_path, config, capsys):
     (tmp_path / "pod.py").write_text(CONFIG.replace(', topology="v5e:2x2"', ""))
     assert command_line.run(["plan", config]) == 2
-    assert "add --topology" in capsys.readouterr().err
+    assert "give plan --topology" in capsys.readouterr().err
 
 
 def test_a_step_that_does_not_fit_is_told_and_refused(config, capsys):

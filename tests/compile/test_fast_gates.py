@@ -13,7 +13,7 @@ from gemma_train.planning.compiled import Compiled
 from gemma_train.planning.gates import gates, hops
 from gemma_train.planning.memory import BFLOAT16, FLOAT32, layer_parameters, state_bytes
 from gemma_train.planning.program import read, reshapes_of
-from gemma_train.planning.topology import Slices
+from gemma_train.planning.slices import Slices
 
 ONE_SLICE: dict = {}
 TWO_SLICES = {

@@ -11,7 +11,7 @@ from gemma_train.planning.collectives import collectives
 from gemma_train.planning.compiled import Compiled
 from gemma_train.planning.gates import gates, hops
 from gemma_train.planning.memory import BFLOAT16, layer_parameters
-from gemma_train.planning.topology import Slices
+from gemma_train.planning.slices import Slices
 
 pytestmark = pytest.mark.slow
 

@@ -39,14 +39,22 @@ class Nap:
 def sit(cloud, monkeypatch):
     """Sits until the end: (exit code, what was said, seconds slept, verbs called)."""
 
-    def run(file: str = "launch/gemma3_27b.py", nap: Nap | None = None):
+    def run(file: str = "launch/gemma3_27b.py", **patience: float):
         monkeypatch.setenv("WANDB_API_KEY", "s3cret")
         found = load_definition(file, "launch", Launch)
         launch = found.filled(project="my-project", folder=FOLDER).checked()
-        said, nap = [], nap or Nap()
+        launch = replace(launch, patience=Patience(**patience))
+        said, nap = [], Nap()
         shell = Shell(say=said.append)
         fleet = fleet_of(launch, shell)
-        sitter = Babysitter(launch=launch, fleet=fleet, shell=shell, sleep=nap, chance=lambda: 1.0)
+        sitter = Babysitter(
+            launch=launch,
+            fleet=fleet,
+            shell=shell,
+            sleep=nap,
+            clock=lambda: sum(nap.seconds),
+            chance=lambda: 1.0,
+        )
         try:
             code = sitter.sit()
         except UserError as error:
@@ -64,6 +72,7 @@ def verbs(cloud) -> list[str]:
             "create": "queued-resources create",
             "delete": "queued-resources delete",
             "setup": "worker.sh setup",
+            "stop": "worker.sh stop",
             "run": "worker.sh start",
         }.items():
             if sign in line:
@@ -74,7 +83,7 @@ def verbs(cloud) -> list[str]:
 def test_from_nothing_to_a_finished_run(cloud, sit):
     waiting = [state(name) for name in ("WAITING_FOR_RESOURCES", "PROVISIONING", "PROVISIONING")]
     cloud.answers("describe", ABSENT, *waiting, state("ACTIVE"))
-    cloud.answers("worker.sh status", EMPTY, "ready\n", "running\n", "running\n", "exit 0\n")
+    cloud.answers("worker.sh status", EMPTY, "running\n", "running\n", "exit 0\n")
     cloud.answers("summary.json", FINISHED)
     code, said, slept, done = sit()
     assert code == 0
@@ -86,7 +95,6 @@ def test_from_nothing_to_a_finished_run(cloud, sit):
         "machines waiting (PROVISIONING)",
         "machines ready (ACTIVE), gemma-train not set up",
         "setup",
-        "machines ready (ACTIVE), gemma-train set up",
         "run",
         "machines ready (ACTIVE), gemma-train running",
         "machines ready (ACTIVE), gemma-train ended, exit code 0",
@@ -98,7 +106,7 @@ def test_from_nothing_to_a_finished_run(cloud, sit):
 @pytest.mark.parametrize("end", ["SUSPENDING", "SUSPENDED", "FAILED"])
 def test_a_request_that_never_comes_back_is_deleted_and_made_anew(cloud, sit, end):
     cloud.answers("describe", state("ACTIVE"), state(end), ABSENT, state("ACTIVE"))
-    cloud.answers("worker.sh status", "running\n", EMPTY, "ready\n", "running\n", "exit 0\n")
+    cloud.answers("worker.sh status", "running\n", EMPTY, "running\n", "exit 0\n")
     cloud.answers("summary.json", FINISHED)
     code, said, _, done = sit()
     assert code == 0
@@ -257,3 +265,65 @@ def test_a_run_is_not_started_where_setup_failed(cloud, sit):
     code, said, _, done = sit()
     assert (code, done) == (2, ["setup"])
     assert any("Could not get lock: attempt 2 of 5 in 120 s" in line for line in said)
+
+
+def listed(step: int) -> str:
+    return f"{FOLDER}/checkpoints/{step}/\n"
+
+
+def test_a_run_that_hangs_is_told_to_stop_and_then_started_anew(cloud, sit):
+    cloud.answers("describe", state("ACTIVE"))
+    cloud.answers("worker.sh status", *["running\n"] * 16, "exit 2\n")
+    cloud.answers("checkpoints/", listed(1000))
+    code, said, slept, done = sit(poll_seconds=600, saving_seconds=1200)
+    assert (code, done) == (2, ["stop", "setup", "run"])
+    stopped = said.index("no newer checkpoint for too long: stop")
+    assert said[stopped + 1] == "no newer checkpoint for 120 minutes: attempt 1 of 5 in 60 s"
+    notice, save, attempt, start, look = [600] * 12, [600] * 2, [60], [600], [600]
+    assert slept == notice + save + attempt + start + look
+
+
+def test_a_run_that_hangs_again_and_again_is_given_up(cloud, sit):
+    cloud.answers("describe", state("ACTIVE"))
+    cloud.answers("worker.sh status", "running\n")
+    cloud.answers("checkpoints/", listed(1000))
+    code, _, slept, done = sit(poll_seconds=300, stalled_minutes=10)
+    assert "no newer checkpoint for 10 minutes; given up after 5 attempts" in code
+    assert done == [*["stop", "setup", "run"] * 5, "stop"]
+    assert sum(slept) < 60 * (6 * (10 + 10 + 5) + 1 + 2 + 4 + 8 + 16)
+
+
+def test_a_run_that_saves_on_being_stopped_was_only_slow(cloud, sit):
+    cloud.answers("describe", state("ACTIVE"))
+    cloud.answers("worker.sh status", *["running\n"] * 11, "stopped\n", "exit 2\n")
+    cloud.answers("checkpoints/", *[listed(1000)] * 11, listed(1200))
+    code, said, slept, done = sit(stalled_minutes=10)
+    assert (code, done) == (2, ["stop", "setup", "run"])
+    assert len(slept) == 10 + 1 + 1  # no wait for what has ended
+    assert said.count("no newer checkpoint for 10 minutes: attempt 1 of 5 in 60 s") == 1
+
+
+def test_a_run_whose_checkpoints_grow_is_left_alone(cloud, sit):
+    cloud.answers("describe", state("ACTIVE"))
+    cloud.answers("worker.sh status", *["running\n"] * 25, "exit 2\n")
+    cloud.answers("checkpoints/", *[listed(minute // 9) for minute in range(25)])
+    assert sit(stalled_minutes=10)[3] == []
+
+
+@pytest.mark.parametrize(
+    ("minutes", "answer"),
+    [(0, listed(1000)), (10, ("", "ERROR: could not resolve host", 1))],
+    ids=["asked never to", "a bucket that does not answer"],
+)
+def test_nothing_is_stopped_without_a_reason(cloud, sit, minutes, answer):
+    cloud.answers("describe", state("ACTIVE"))
+    cloud.answers("worker.sh status", *["running\n"] * 12, "exit 2\n")
+    cloud.answers("checkpoints/", answer)
+    assert sit(poll_seconds=600, stalled_minutes=minutes)[3] == []
+
+
+def test_a_first_step_that_never_comes_is_a_stall_too(cloud, sit):
+    cloud.answers("describe", state("ACTIVE"))
+    cloud.answers("worker.sh status", "ready\n", *["running\n"] * 21, "exit 2\n")
+    cloud.answers("checkpoints/", ("", "ERROR: One or more URLs matched no objects.", 1))
+    assert sit(stalled_minutes=10)[3] == ["run", "stop", "setup", "run"]

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from launch.__main__ import main
+from launch.commands import Command, Shell
 from tests.launch.dry_runs import EXAMPLES, FILLED, ROWS, VERBS, dry_run, golden, transcript
 
 FILES = ROWS + EXAMPLES
@@ -160,6 +161,12 @@ def test_a_missing_program_is_named(cloud, capsys, verb):
     (cloud.folder / "gcloud").unlink()
     assert main([verb, TPU_VM, *FILLED]) == 2
     assert "launch: gcloud is not on the PATH: install it" in capsys.readouterr().err
+
+
+def test_a_command_that_hangs_is_ended_with_all_that_it_started(bash):
+    hangs = Command(words=("bash", "-c", "sleep 60 & wait"))
+    answer = Shell().read(hangs, seconds=0.2)
+    assert (answer.code, answer.reason) == (124, "no answer within 0.2 s")
 
 
 @pytest.mark.parametrize("file", GKE)

@@ -37,7 +37,7 @@ def plan_of():
     from gemma_train.planning.cost import CostConfig
     from gemma_train.planning.estimate import Assumptions
     from gemma_train.planning.plan import make_plan
-    from gemma_train.planning.topology import Slices
+    from gemma_train.planning.slices import Slices
 
     def make(config, compiled=None, cost=None):
         slices = Slices.named(config.mesh.topology, config.mesh.slices)

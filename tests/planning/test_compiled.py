@@ -6,7 +6,7 @@ import pytest
 
 from gemma_train.planning.compiled import Compiled, TooLarge, needed_and_available
 from gemma_train.planning.memory import state_bytes
-from gemma_train.planning.topology import Slices
+from gemma_train.planning.slices import Slices
 from gemma_train.silence import silenced_standard_error
 
 TINY = {

@@ -4,7 +4,7 @@ import pytest
 
 from gemma_train.errors import UserError
 from gemma_train.planning.cost import CostConfig, cost
-from gemma_train.planning.topology import Slices
+from gemma_train.planning.slices import Slices
 
 
 def test_a_run_costs_the_product_of_its_inputs():

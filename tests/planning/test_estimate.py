@@ -7,7 +7,7 @@ from gemma_train.metrics.peak import peak_flops
 from gemma_train.model.flops import training_flops_per_token
 from gemma_train.planning.estimate import Assumptions, estimate_step, recomputed_flops
 from gemma_train.planning.memory import state_bytes
-from gemma_train.planning.topology import Slices
+from gemma_train.planning.slices import Slices
 from gemma_train.planning.traffic import Traffic, compiled_traffic, expected_traffic
 
 

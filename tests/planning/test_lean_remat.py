@@ -10,7 +10,7 @@ from gemma_train.planning.compiled import Compiled, TooLarge
 from gemma_train.planning.estimate import recomputed_flops
 from gemma_train.planning.lean_remat import HBM_SHARE, HOST_SHARE, find_lean_remat
 from gemma_train.planning.memory import kept_bytes
-from gemma_train.planning.topology import Slices
+from gemma_train.planning.slices import Slices
 
 GB = 10**9
 

@@ -1,6 +1,7 @@
 """The 4B run on GKE."""
 
-from launch.job import OPEN, Gke, Launch
+from launch.job import OPEN, Launch
+from launch.providers import Gke
 
 launch = Launch(
     name="gemma3-4b",

@@ -1,6 +1,7 @@
 """The 27B run on a managed instance group."""
 
-from launch.job import OPEN, Launch, ManagedInstanceGroup
+from launch.job import OPEN, Launch
+from launch.providers import ManagedInstanceGroup
 
 launch = Launch(
     name="gemma3-27b",

@@ -1,6 +1,7 @@
 """The 27B run on GKE, driven by Pathways."""
 
-from launch.job import OPEN, Gke, Launch, Pathways, Reserved
+from launch.job import OPEN, Launch
+from launch.providers import Gke, Pathways, Reserved
 
 launch = Launch(
     name="gemma3-27b",
