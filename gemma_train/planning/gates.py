@@ -29,7 +29,7 @@ from gemma_train.planning.slices import Slices
 LARGEST_ALL_REDUCE = 64 * 2**20  # bytes of one plain all-reduce within a step
 ALL_REDUCE_SHARE = 0.02  # of the bf16 weights: all plain all-reduces of a step together
 SLACK = 1.02  # padding of tiles, and figures of a few tokens
-SMALL = 2**20  # bytes a step that are no weight's: sums of losses, of norms' gradients in tests
+SMALL = 2**20  # bytes of a step that are no weight's: what a small model is allowed at least
 
 
 @dataclass(frozen=True, kw_only=True)
