@@ -8,6 +8,7 @@ follows unrolled.
 
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ from gemma_train.model.layers import Embedding, FeedForward, rms_norm
 from gemma_train.model.packing import checked, packing
 from gemma_train.model.remat import rematerialised
 from gemma_train.model.weight import Declaration
-from gemma_train.zero3 import gather, share, whole
+from gemma_train.zero3 import gather, share, stacked, whole
 
 
 class Block(nnx.Module):
@@ -91,19 +92,28 @@ class Gemma(nnx.Module):
         caches = cache or Cache.none(self.config)
         run = rematerialised(_run, self.compute)
 
-        def repetition(x_btd, blocks_and_caches):
+        def layers(x_btd, blocks_and_caches):
+            """Blocks in order; in training, neighbours of one kind through a scan of their own."""
             new = []
-            for block, layer in zip(*blocks_and_caches, strict=True):
-                x_btd, layer = run(block, x_btd, positions_bt, segments_bt, layer)
-                new.append(layer)
+            for _, group in groupby(zip(*blocks_and_caches, strict=True), key=_kind):
+                blocks, layer_caches = zip(*group, strict=True)
+                if cache is None and len(blocks) > 1:
+                    x_btd, _ = jax.lax.scan(
+                        lambda x_btd, block: run(block, x_btd, positions_bt, segments_bt),
+                        x_btd,
+                        jax.tree.map(stacked, *blocks),
+                    )
+                    new += layer_caches
+                    continue
+                for block, layer in zip(blocks, layer_caches, strict=True):
+                    x_btd, layer = run(block, x_btd, positions_bt, segments_bt, layer)
+                    new.append(layer)
             return x_btd, new
 
-        in_pattern, in_remainder = caches.pattern, []
+        in_pattern = caches.pattern
         if len(pattern):
-            x_btd, in_pattern = jax.lax.scan(repetition, x_btd, (pattern, in_pattern))
-        for block, layer in zip(remainder, caches.remainder, strict=True):
-            x_btd, layer = run(block, x_btd, positions_bt, segments_bt, layer)
-            in_remainder.append(layer)
+            x_btd, in_pattern = jax.lax.scan(layers, x_btd, (pattern, in_pattern))
+        x_btd, in_remainder = layers(x_btd, (remainder, caches.remainder))
         states_btd = rms_norm(x_btd, whole(self.final_norm[...]))
         return states_btd, cache and Cache(pattern=in_pattern, remainder=in_remainder)
 
@@ -195,6 +205,10 @@ def shared(model: Gemma) -> Gemma:
 def _prepared(blocks: nnx.List, vector_rank: int) -> nnx.List:
     """Blocks ready for use: matrices declared shared, norm scales (of this rank) made whole."""
     return jax.tree.map(lambda w: whole(w) if w.ndim == vector_rank else share(w), blocks)
+
+
+def _kind(block_and_cache: tuple[Block, LayerCache | None]) -> Kind:
+    return block_and_cache[0].attention.kind
 
 
 def _run(block: Block, *arguments):
