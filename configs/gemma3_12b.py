@@ -2,7 +2,7 @@
 
 from gemma_train.config import MeshConfig
 from gemma_train.model.sizes import GEMMA3_12B
-from gemma_train.stages.pretrain import pretraining
+from gemma_train.stages.pretrain import KEEP_PRODUCTS, pretraining
 
 config = pretraining(
     "gemma3_12b",
@@ -13,4 +13,5 @@ config = pretraining(
         replica=24, data=16, seq=16, runtime="many_processes", topology="v4:8x16x16", slices=3
     ),
     peak_lr=2e-4,
+    compute=KEEP_PRODUCTS,
 )

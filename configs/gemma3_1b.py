@@ -2,7 +2,7 @@
 
 from gemma_train.config import MeshConfig
 from gemma_train.model.sizes import GEMMA3_1B
-from gemma_train.stages.pretrain import pretraining
+from gemma_train.stages.pretrain import KEEP_PRODUCTS, pretraining
 
 config = pretraining(
     "gemma3_1b",
@@ -13,4 +13,5 @@ config = pretraining(
         replica=2, data=16, seq=16, runtime="many_processes", topology="v5e:16x16", slices=2
     ),
     peak_lr=4e-4,
+    compute=KEEP_PRODUCTS,
 )

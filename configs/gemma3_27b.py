@@ -2,7 +2,7 @@
 
 from gemma_train.config import MeshConfig
 from gemma_train.model.sizes import GEMMA3_27B
-from gemma_train.stages.pretrain import pretraining
+from gemma_train.stages.pretrain import KEEP_PRODUCTS, pretraining
 
 config = pretraining(
     "gemma3_27b",
@@ -11,4 +11,5 @@ config = pretraining(
     batch_rows=768,
     mesh=MeshConfig(replica=32, data=24, seq=8, runtime="many_processes", topology="v5p:16x16x24"),
     peak_lr=2e-4,
+    compute=KEEP_PRODUCTS,
 )

@@ -2,7 +2,7 @@
 
 from gemma_train.config import MeshConfig
 from gemma_train.model.sizes import GEMMA3_4B
-from gemma_train.stages.pretrain import pretraining
+from gemma_train.stages.pretrain import KEEP_PRODUCTS, pretraining
 
 config = pretraining(
     "gemma3_4b",
@@ -13,4 +13,5 @@ config = pretraining(
         replica=8, data=16, seq=16, runtime="many_processes", topology="v5e:16x16", slices=8
     ),
     peak_lr=3e-4,
+    compute=KEEP_PRODUCTS,
 )

@@ -156,8 +156,10 @@ def stacked(*weights: jax.Array) -> jax.Array:
 
 
 def whole(vector: jax.Array) -> jax.Array:
-    """A norm's scale (or a stack of them) on every device; used in elementwise products."""
-    return reshard(vector, PartitionSpec(*(None for _ in vector.shape)))
+    """A norm's scale (or a stack of them) on every device, and on a mesh shared: for `scaled`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    shared = mesh.axis_names if mesh.size > 1 else ()
+    return reshard(vector, PartitionSpec(*(None for _ in vector.shape), reduced=frozenset(shared)))
 
 
 def axes_of(weight: jax.Array) -> list[list[str]]:

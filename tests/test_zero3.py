@@ -10,6 +10,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from gemma_train.axes import SPLIT_AXES, activation
+from gemma_train.kernels.contraction import scaled
 from gemma_train.leaves import by_path
 from gemma_train.mesh import MeshConfig
 from gemma_train.model import ComputeConfig, Gemma, GemmaConfig, sizes
@@ -105,7 +106,9 @@ def scanned(dtype, use=lambda w: w):
         def body(x_btd, layer):
             weight_df, scale_d = layer
             weight_df = gather(weight_df, dtype) if use is share else weight_df.astype(dtype)
-            x_btd = jnp.tanh(jnp.einsum("btd,df->btf", x_btd, weight_df)) * (1 + scale_d)
+            x_btd = jnp.tanh(jnp.einsum("btd,df->btf", x_btd, weight_df))
+            grown_d = 1 + scale_d
+            x_btd = scaled(x_btd, grown_d) if use is share else x_btd * grown_d
             return x_btd.astype(dtype), None
 
         scales = whole(scale_ld) if use is share else scale_ld

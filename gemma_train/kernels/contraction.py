@@ -51,6 +51,22 @@ def contract_each(letters: str, x: jax.Array, weights: Sequence[jax.Array]) -> l
     return jnp.split(product, ends[:-1], axis=x.ndim - 1)
 
 
+def scaled(x: jax.Array, scale: jax.Array) -> jax.Array:
+    """x times a vector along its last axis, in float32.
+
+    On a mesh it is written as a contraction over an axis of 1, which XLA makes a product again:
+    the gradient of a shared vector then stays unsummed, as a matrix's does, until it is wanted.
+    """
+    if jax.sharding.get_abstract_mesh().size == 1:
+        return x * scale
+    last = x.ndim - 1
+    dimensions = (((last + 1,), (1,)), ((last,), (0,)))
+    product = jax.lax.dot_general(
+        x[..., None], scale[:, None], dimensions, precision=jax.lax.Precision.HIGHEST
+    )
+    return jnp.moveaxis(product, 0, -1)
+
+
 def _shared(letters: str) -> str:
     inputs, _ = letters.split("->")
     x, weight = inputs.split(",")

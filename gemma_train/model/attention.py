@@ -83,7 +83,8 @@ class Attention(nnx.Module):
     def __init__(
         self, config: GemmaConfig, compute: ComputeConfig, kind: Kind, declare: Declaration
     ):
-        self.config, self.compute, self.kind = config, compute, kind
+        self.config, self.compute = config, compute
+        self.kind: Kind = kind
         self.query = declare.weight("dnh", fan_in="d")
         self.key = declare.weight("dkh", fan_in="d")
         self.value = declare.weight("dkh", fan_in="d")

@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec, reshard
 
 from gemma_train.axes import ACTIVATIONS, activation
-from gemma_train.kernels.contraction import contract, contract_each
+from gemma_train.kernels.contraction import contract, contract_each, scaled
 from gemma_train.model.weight import Declaration
 from gemma_train.zero3 import axes_of, gather, share
 
@@ -24,7 +24,7 @@ def rms_norm(x: jax.Array, scale: jax.Array) -> jax.Array:
     """x / rms(x) * (1 + scale) over the last axis, in float32, in the dtype of x."""
     wide = x.astype(jnp.float32)
     inverse = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + EPSILON)
-    return (wide * inverse * (1.0 + scale.astype(jnp.float32))).astype(x.dtype)
+    return scaled(wide * inverse, 1.0 + scale.astype(jnp.float32)).astype(x.dtype)
 
 
 def rotate(x: jax.Array, positions_bt: jax.Array, base: float, factor: float) -> jax.Array:

@@ -6,8 +6,11 @@ from gemma_train.data.recipe import Recipe, TextSource
 from gemma_train.evaluation.held_out import EvaluationConfig
 from gemma_train.losses.next_token import NextToken
 from gemma_train.mesh import MeshConfig
-from gemma_train.model.config import GemmaConfig
+from gemma_train.model.config import SAVABLE, ComputeConfig, GemmaConfig
 from gemma_train.optimizer import OptimizerConfig
+
+# No product of a layer is computed twice: for runs whose chips have the memory, as plan says.
+KEEP_PRODUCTS = ComputeConfig(remat="save_named", saved=SAVABLE)
 
 
 def pretraining(
@@ -18,6 +21,7 @@ def pretraining(
     batch_rows: int,
     mesh: MeshConfig,
     peak_lr: float,
+    compute: ComputeConfig = ComputeConfig(),
 ) -> RunConfig:
     """A run of `tokens` tokens at the model's whole context, in runs/`name`.
 
@@ -40,6 +44,7 @@ def pretraining(
         steps=round(tokens / step_tokens),
         loss=NextToken(z_loss=1e-4, chunk=256),  # 268 MB of logits at one time, not a gigabyte
         optimizer=OptimizerConfig(peak_lr=peak_lr, warmup_steps=2000),
+        compute=compute,
         mesh=mesh,
         evaluation=EvaluationConfig(every_steps=1000, rows=batch_rows),
         checkpoint_every_steps=1000,

@@ -8,8 +8,8 @@ import pytest
 from jax.sharding import NamedSharding
 
 from gemma_train.axes import activation
-from gemma_train.kernels.contraction import contract
-from gemma_train.zero3 import gather, share, split
+from gemma_train.kernels.contraction import contract, contract_each, scaled
+from gemma_train.zero3 import gather, share, split, whole
 from tests.tolerances import assert_close
 
 SIZES = {"b": 8, "t": 12, "d": 16, "f": 24, "n": 4, "k": 2, "h": 6}
@@ -71,3 +71,63 @@ def test_on_one_device_it_is_three_plain_matrix_products(letters, mesh_of):
     assert all(re.findall(r"tensor<(\w+)>", p) for p in products)
     ranks = [t.count("x") for p in products for t in re.findall(r"tensor<([^>]+)>", p)]
     assert ranks == [2] * 6
+
+
+@pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 2), (1, 1, 4)])
+def test_several_weights_at_once_are_each_by_itself_with_their_gradients(mesh, mesh_of):
+    letters = "btd,dnh->btnh"
+    lengths, random = (4, 2, 2), np.random.default_rng(1)
+    with mesh_of(*mesh):
+        _, (x, _, _) = program(letters)
+
+        def put(array: np.ndarray, spec) -> jax.Array:
+            return jax.device_put(np.float32(array), NamedSharding(jax.sharding.get_mesh(), spec))
+
+        def draw(length: int) -> jax.Array:
+            shape = (SIZES["d"], length, SIZES["h"])
+            return put(
+                random.normal(size=shape), split("dnh", shape, jax.sharding.get_mesh().shape)
+            )
+
+        def outputs(x, weights):
+            return contract_each(letters, x, [share(weight) for weight in weights])
+
+        weights = [draw(length) for length in lengths]
+        shapes = [(8, 12, length, SIZES["h"]) for length in lengths]
+        cotangents = [put(random.normal(size=shape), activation("btnh")) for shape in shapes]
+        found, pull = jax.jit(lambda *a: jax.vjp(outputs, *a))(x, weights)
+        by_x, by_weights = jax.jit(lambda pull, c: pull(c))(pull, cotangents)
+        assert [g.sharding for g in by_weights] == [w.sharding for w in weights]
+    wide = [np.float64(w) for w in weights], [np.float64(c) for c in cotangents]
+    for one, weight in zip(found, wide[0], strict=True):
+        assert_close(one, np.einsum(letters, np.float64(x), weight), "fp32")
+    expected = sum(np.einsum("btnh,dnh->btd", c, w) for w, c in zip(*wide, strict=True))
+    assert_close(by_x, expected, "fp32")
+    for one, cotangent in zip(by_weights, wide[1], strict=True):
+        assert_close(one, np.einsum("btd,btnh->dnh", np.float64(x), cotangent), "fp32")
+
+
+@pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 2), (1, 1, 4)])
+def test_a_scale_is_a_product_along_the_last_axis_and_its_gradient_waits(mesh, mesh_of):
+    with mesh_of(*mesh):
+        _, (_, _, cotangent) = program("btf,fd->btd")
+        scale = jax.device_put(
+            np.float32(np.random.default_rng(2).normal(size=SIZES["d"])),
+            NamedSharding(
+                jax.sharding.get_mesh(), split("d", (16,), jax.sharding.get_mesh().shape)
+            ),
+        )
+
+        def run(x, scale, cotangent):
+            output, pull = jax.vjp(scaled, x, whole(scale))
+            by_x, by_scale = pull(cotangent)
+            waiting = jax.typeof(by_scale).sharding.spec.unreduced
+            assert bool(waiting) == (jax.sharding.get_abstract_mesh().size > 1)
+            return output, by_x, jax.sharding.reshard(by_scale, jax.P(None))
+
+        found = jax.jit(run)(cotangent, scale, cotangent)
+    wide, factor = np.float64(cotangent), np.float64(scale)
+    for one, other in zip(
+        found, (wide * factor, wide * factor, (wide**2).sum((0, 1))), strict=True
+    ):
+        assert_close(one, other, "fp32")
