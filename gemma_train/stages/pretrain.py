@@ -9,7 +9,9 @@ from gemma_train.mesh import MeshConfig
 from gemma_train.model.config import SAVABLE, ComputeConfig, GemmaConfig
 from gemma_train.optimizer import OptimizerConfig
 
-# No product of a layer is computed twice: for runs whose chips have the memory, as plan says.
+# Every product of a layer is computed again in the backward pass: the least memory.
+RECOMPUTE = ComputeConfig()
+# None is: for runs whose chips have the memory, as plan says.
 KEEP_PRODUCTS = ComputeConfig(remat="save_named", saved=SAVABLE)
 
 
@@ -21,7 +23,7 @@ def pretraining(
     batch_rows: int,
     mesh: MeshConfig,
     peak_lr: float,
-    compute: ComputeConfig = ComputeConfig(),
+    compute: ComputeConfig = RECOMPUTE,
 ) -> RunConfig:
     """A run of `tokens` tokens at the model's whole context, in runs/`name`.
 
