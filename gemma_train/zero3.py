@@ -55,22 +55,25 @@ def share(weight: jax.Array) -> jax.Array:
     return reshard(weight, PartitionSpec(*spec.partitions, reduced=frozenset(whole_over)))
 
 
-def summed[Tree](gradients: Tree) -> Tree:
-    """The transpose of `share`: the gradients, each summed over what does not split its weight.
+def summed[Tree](gradients: Tree, parameters: Tree) -> Tree:
+    """The gradients of shared weights, each summed, and split as its parameter is.
 
     Gradients of one type are summed as one array: fewer and larger messages between slices.
     """
     leaves, structure = jax.tree.flatten(gradients)
-    alike: dict[jax.core.AbstractValue, list[int]] = {}
+    specs = [jax.typeof(leaf).sharding.spec for leaf in jax.tree.leaves(parameters)]
+    alike: dict[tuple, list[int]] = {}
     for number, leaf in enumerate(leaves):
-        alike.setdefault(jax.typeof(leaf), []).append(number)
-    for kind, numbers in alike.items():
-        if not kind.sharding.spec.unreduced:
-            continue
-        together = stacked(*(leaves[number] for number in numbers))
-        together = reshard(together, PartitionSpec(*jax.typeof(together).sharding.spec.partitions))
+        if jax.typeof(leaf).sharding.spec.unreduced:
+            alike.setdefault((jax.typeof(leaf), specs[number]), []).append(number)
+    for (_, spec), numbers in alike.items():
+        together, split_at = stacked([leaves[number] for number in numbers])
+        parts = list(spec.partitions)
+        parts.insert(0, parts.pop(split_at))
+        together = reshard(together, PartitionSpec(None, *parts))
         for place, number in enumerate(numbers):
-            leaves[number] = jax.lax.index_in_dim(together, place, keepdims=False)
+            one = jax.lax.index_in_dim(together, place, keepdims=False)
+            leaves[number] = jnp.moveaxis(one, 0, split_at)
     return jax.tree.unflatten(structure, leaves)
 
 
@@ -149,10 +152,23 @@ def _reshaped(weight: jax.Array, shape: Sequence[int], dimensions: list[list[str
     return jax.lax.reshape(weight, tuple(shape), out_sharding=parts)
 
 
-def stacked(*weights: jax.Array) -> jax.Array:
-    """Weights of one type, one after another along a new first axis: for a scan over them."""
-    apart = [_reshaped(weight, (1, *weight.shape), [[], *axes_of(weight)]) for weight in weights]
-    return jnp.concatenate(apart)
+def stacked(weights: Sequence[jax.Array], axis: int = 0) -> tuple[jax.Array, int]:
+    """Weights of one type, one after another along a new axis, the split dimension next to it.
+
+    And where that dimension was among those from `axis` on. (Last, with few numbers on a device, it
+    would fill a TPU's 128 lanes with padding.)
+    """
+    split_at = next((number for number, axes in enumerate(axes_of(weights[0])) if axes), axis)
+    moved = [jnp.moveaxis(weight, split_at, axis) for weight in weights]
+
+    def with_new(lengths: Sequence, one) -> list:
+        return [*lengths[:axis], one, *lengths[axis:]]
+
+    apart = [
+        _reshaped(weight, with_new(weight.shape, 1), with_new(axes_of(weight), []))
+        for weight in moved
+    ]
+    return jnp.concatenate(apart, axis), split_at - axis
 
 
 def whole(vector: jax.Array) -> jax.Array:

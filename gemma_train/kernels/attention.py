@@ -1,9 +1,11 @@
 """The attention door: one call, several forms of the same sum; it fails rather than falls back."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from gemma_train.axes import activation
@@ -28,7 +30,8 @@ def attention(
     """[b, t, n, h]: each query's values weighted by softmax(query . key) over the keys it may see.
 
     Queries come scaled. Query head m uses key/value head m // (n / k). Sequences may be split over
-    the mesh axis seq: keys and values are then gathered. `auto` takes `splash` on TPU and `xla`
+    the mesh axis seq: keys and values are then gathered; for a window within a shard `splash` takes
+    the neighbour's last ones instead. `auto` takes `splash` on TPU and `xla`
     elsewhere; `xla` is `blocked` for windows shorter than the row, else `reference`. Raises
     `UserError` where a form cannot compute the mask.
     """
@@ -63,35 +66,49 @@ def _on_one_shard(
     soft_cap: float | None,
     implementation: Implementation,
 ) -> jax.Array:
-    """Attention of the positions of one device, over the keys of all along seq."""
+    """Attention of the positions of one device, over the keys that they can see along seq."""
     length = query_btnh.shape[1]
-    key_bskh, value_bskh = _all_positions(key_bskh), _all_positions(value_bskh)
-    mask = AttentionMask(
-        query_positions_bt=mask.query_positions_bt,
-        query_segments_bt=mask.query_segments_bt,
-        key_positions_bs=_all_positions(mask.key_positions_bs),
-        key_segments_bs=_all_positions(mask.key_segments_bs),
-        window=mask.window,
-    )
     if implementation == "splash":
+        reach, split = attention_splash.reach(mask.window), _shards() > 1
+        halo = reach if split and reach is not None and reach <= length else 0
+        others = partial(_with_left_neighbour, halo=halo) if halo else _all_positions
         return attention_splash.attend(
             query_btnh,
-            key_bskh,
-            value_bskh,
-            mask,
+            others(key_bskh),
+            others(value_bskh),
+            replace(mask, key_segments_bs=others(mask.key_segments_bs + 1) - 1),
             soft_cap,
             kept_as=OUTPUT,
+            halo=halo,
             interpret=not on_tpu(),
         )
+    key_bskh, value_bskh = _all_positions(key_bskh), _all_positions(value_bskh)
+    mask = replace(
+        mask,
+        key_positions_bs=_all_positions(mask.key_positions_bs),
+        key_segments_bs=_all_positions(mask.key_segments_bs),
+    )
     if implementation == "reference":
         return attention_reference.attend(query_btnh, key_bskh, value_bskh, mask, soft_cap)
     first_query = jax.lax.axis_index("seq") * length if key_bskh.shape[1] != length else 0
     return attention_blocked.attend(query_btnh, key_bskh, value_bskh, mask, soft_cap, first_query)
 
 
+def _shards() -> int:
+    return jax.sharding.get_abstract_mesh().shape["seq"]
+
+
+def _with_left_neighbour(x: jax.Array, *, halo: int) -> jax.Array:
+    """[b, s / seq, ...] -> [b, halo + s / seq, ...]: the last `halo` positions of the left
+    neighbour ahead of one's own; zeros where the row begins."""
+    to_the_right = [(shard, shard + 1) for shard in range(_shards() - 1)]
+    received = jax.lax.ppermute(x[:, -halo:], "seq", to_the_right)
+    return jnp.concatenate([received, x], axis=1)
+
+
 def _all_positions(x: jax.Array) -> jax.Array:
     """[b, s / seq, ...] -> [b, s, ...]. Untiled: its transpose is then a reduce-scatter on TPU."""
-    if jax.sharding.get_abstract_mesh().shape["seq"] == 1:
+    if _shards() == 1:
         return x
     shards = jax.lax.all_gather(x, "seq", axis=1, tiled=False)
     return shards.reshape(x.shape[0], -1, *x.shape[2:])

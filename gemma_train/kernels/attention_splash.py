@@ -33,17 +33,20 @@ def attend(
     soft_cap: float | None,
     *,
     kept_as: str,
+    halo: int = 0,
     interpret: bool = False,
 ) -> jax.Array:
-    """[b, t, n, h] weighted values of this shard's queries over the keys of all along seq.
+    """[b, t, n, h] weighted values of this shard's queries.
 
-    Exact where positions are consecutive within segments. What the backward pass reads of the
-    result is named `kept_as`. `interpret` runs the kernel's own steps on a CPU. Raises `UserError`
-    for a length that blocks do not divide.
+    Keys are those of all shards along seq, or one's own behind the last `halo` of the left
+    neighbour. Exact where positions are consecutive within segments. What the backward pass reads
+    of the result is named `kept_as`. `interpret` runs the kernel's own steps on a CPU. Raises
+    `UserError` for a length that blocks do not divide.
     """
-    length, keys = query_btnh.shape[1], key_bskh.shape[1]
-    tables = _tables(length, keys, query_btnh.shape[2], mask.window, soft_cap, kept_as, interpret)
-    kernel = tables if length == keys else _of_this_shard(tables, keys // length)
+    length, keys, heads = query_btnh.shape[1], key_bskh.shape[1], query_btnh.shape[2]
+    kernel = _tables(length, keys, heads, halo, mask.window, soft_cap, kept_as, interpret)
+    if keys > length + halo:
+        kernel = _of_this_shard(kernel, keys // length)
 
     @jax.vmap
     def rows(query_nth, key_ksh, value_ksh, query_segments_t, key_segments_s):
@@ -63,11 +66,17 @@ def attend(
     return heads_first(output_bnth)
 
 
+def reach(window: int | None) -> int | None:
+    """How many keys to the left of a shard its queries can see, in whole lanes; None for all."""
+    return None if window is None else max(-(-(window - 1) // LANES), 1) * LANES
+
+
 @cache
 def _tables(
     length: int,
     keys: int,
     heads: int,
+    halo: int,
     window: int | None,
     soft_cap: float | None,
     kept_as: str,
@@ -82,9 +91,10 @@ def _tables(
         f"{length} tokens of a row on each device: on TPU attention needs a multiple of {LANES} "
         "(data.sequence_length / mesh.seq)",
     )
-    square = (keys, keys)
+    shards = (keys - halo) // length
+    shape = (shards * length, keys)
     seen = (
-        masks.CausalMask(square) if window is None else masks.LocalMask(square, (window - 1, 0), 0)
+        masks.CausalMask(shape) if window is None else masks.LocalMask(shape, (window - 1, 0), halo)
     )
     block_q, block_kv = _block(length, BLOCK), _block(keys, BLOCK)
     computed = _block(block_kv, COMPUTED)
@@ -99,8 +109,7 @@ def _tables(
         block_kv_dq=block_kv,
         use_fused_bwd_kernel=False,
     )
-    heads_seen, shards = masks.MultiHeadMask([seen] * heads), keys // length
-    process = partial(_process, heads_seen, block_q, block_kv, shards)
+    process = partial(_process, masks.MultiHeadMask([seen] * heads), block_q, block_kv, shards)
     forward, mask_function = process(mask_info.process_mask)
     by_key, _ = process(mask_info.process_mask_dkv)
     return splash.SplashAttentionKernel(

@@ -6,6 +6,7 @@ over the repetitions, so that compile time does not grow with depth. What a cut 
 follows unrolled.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -89,33 +90,24 @@ class Gemma(nnx.Module):
         x_btd = self.embedding(tokens_bt, self.compute.dtype)
         pattern = _prepared(self.pattern, vector_rank=2)
         remainder = _prepared(self.remainder, vector_rank=1)
-        caches = cache or Cache.none(self.config)
         run = rematerialised(_run, self.compute)
+        if cache is None:
+            x_btd = _train_through(run, x_btd, positions_bt, segments_bt, pattern, remainder)
+            return rms_norm(x_btd, whole(self.final_norm[...])), None
 
         def layers(x_btd, blocks_and_caches):
-            """Blocks in order; in training, neighbours of one kind through a scan of their own."""
             new = []
-            for _, group in groupby(zip(*blocks_and_caches, strict=True), key=_kind):
-                blocks, layer_caches = zip(*group, strict=True)
-                if cache is None and len(blocks) > 1:
-                    x_btd, _ = jax.lax.scan(
-                        lambda x_btd, block: run(block, x_btd, positions_bt, segments_bt),
-                        x_btd,
-                        jax.tree.map(stacked, *blocks),
-                    )
-                    new += layer_caches
-                    continue
-                for block, layer in zip(blocks, layer_caches, strict=True):
-                    x_btd, layer = run(block, x_btd, positions_bt, segments_bt, layer)
-                    new.append(layer)
+            for block, layer in zip(*blocks_and_caches, strict=True):
+                x_btd, layer = run(block, x_btd, positions_bt, segments_bt, layer)
+                new.append(layer)
             return x_btd, new
 
-        in_pattern = caches.pattern
+        in_pattern = cache.pattern
         if len(pattern):
             x_btd, in_pattern = jax.lax.scan(layers, x_btd, (pattern, in_pattern))
-        x_btd, in_remainder = layers(x_btd, (remainder, caches.remainder))
+        x_btd, in_remainder = layers(x_btd, (remainder, cache.remainder))
         states_btd = rms_norm(x_btd, whole(self.final_norm[...]))
-        return states_btd, cache and Cache(pattern=in_pattern, remainder=in_remainder)
+        return states_btd, Cache(pattern=in_pattern, remainder=in_remainder)
 
     def unembed(self, states_btd: jax.Array) -> jax.Array:
         """[b, t, v] float32 logits of final states, capped: for sampling, never for the loss."""
@@ -190,14 +182,16 @@ class Cache:
 
 
 def shared(model: Gemma) -> Gemma:
-    """The model with the matrices of its layers declared shared, ahead of a step's microbatches.
+    """The model with all but its table shared, ahead of a step's microbatches.
 
     Their gradients then come unsummed: `zero3.summed` once is for all microbatches.
     """
 
     def prepared(path: tuple, leaf: jax.Array) -> jax.Array:
         name = jax.tree_util.keystr(path)
-        return leaf if "norm" in name or "embedding" in name else share(leaf)
+        if "embedding" in name:
+            return leaf
+        return whole(leaf) if "norm" in name else share(leaf)
 
     return jax.tree_util.tree_map_with_path(prepared, model)
 
@@ -207,8 +201,70 @@ def _prepared(blocks: nnx.List, vector_rank: int) -> nnx.List:
     return jax.tree.map(lambda w: whole(w) if w.ndim == vector_rank else share(w), blocks)
 
 
-def _kind(block_and_cache: tuple[Block, LayerCache | None]) -> Kind:
-    return block_and_cache[0].attention.kind
+def _train_through(
+    run: Callable,
+    x_btd: jax.Array,
+    positions_bt: jax.Array,
+    segments_bt: jax.Array,
+    pattern: nnx.List,
+    remainder: nnx.List,
+) -> jax.Array:
+    """All layers without a cache: a scan over repetitions, and in it one over equal neighbours.
+
+    Of a pattern of six two bodies are compiled then. Neighbours are stacked ahead of both scans:
+    inside, each repetition's stack would be kept for the backward pass.
+    """
+    dtype = x_btd.dtype
+    repeated = [_Neighbours(group, dtype, axis=1) for group in _by_kind(pattern)]
+    alone = [_Neighbours(group, dtype, axis=0) for group in _by_kind(remainder)]
+
+    def layers(x_btd, groups: list["_Neighbours"], weights: list):
+        for group, stack in zip(groups, weights, strict=True):
+            if group.count > 1:
+                x_btd, _ = jax.lax.scan(
+                    lambda x_btd, one, group=group: run(
+                        group.block(one), x_btd, positions_bt, segments_bt
+                    ),
+                    x_btd,
+                    stack,
+                )
+            else:
+                x_btd, _ = run(stack, x_btd, positions_bt, segments_bt)
+        return x_btd
+
+    if repeated:
+        x_btd, _ = jax.lax.scan(
+            lambda x_btd, weights: (layers(x_btd, repeated, weights), None),
+            x_btd,
+            [group.weights for group in repeated],
+        )
+    return layers(x_btd, alone, [group.weights for group in alone])
+
+
+def _by_kind(blocks: nnx.List) -> list[list[Block]]:
+    return [list(group) for _, group in groupby(blocks, key=lambda block: block.attention.kind)]
+
+
+class _Neighbours:
+    """Equal blocks that follow each other: one as it is, several with their weights stacked."""
+
+    def __init__(self, blocks: list[Block], dtype: jax.typing.DTypeLike, *, axis: int):
+        self.count, self.weights = len(blocks), blocks[0]
+        if self.count > 1:
+            leaves = zip(*map(jax.tree.leaves, blocks), strict=True)
+            self._structure = jax.tree.structure(blocks[0])
+            stacks = [
+                # Matrices in the dtype in which they are gathered; norms are as they are.
+                stacked([w.astype(dtype) if w.ndim > axis + 1 else w for w in weights], axis)
+                for weights in leaves
+            ]
+            self.weights = [stack for stack, _ in stacks]
+            self._split_at = [place for _, place in stacks]
+
+    def block(self, weights: list[jax.Array]) -> Block:
+        """One block again, from its slice of each stack."""
+        places = zip(weights, self._split_at, strict=True)
+        return self._structure.unflatten([jnp.moveaxis(w, 0, place) for w, place in places])
 
 
 def _run(block: Block, *arguments):

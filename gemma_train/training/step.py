@@ -45,7 +45,7 @@ def make_step(config: RunConfig) -> Callable[[TrainState, Batch], tuple[TrainSta
             1.0 / jnp.maximum(tokens, 1.0),
             config.accumulation,
         )
-        gradients = summed(gradients)
+        gradients = summed(gradients, state.model)
         updates, moments = optimizer.update(gradients, state.moments, state.model)
         scalars = {
             "loss": sums[0],
