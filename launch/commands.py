@@ -3,6 +3,7 @@
 Nothing is ever handed to a local shell; what a person reads is quoted by shlex.
 """
 
+import json
 import os
 import shlex
 import signal
@@ -18,8 +19,13 @@ from gemma_train.errors import UserError
 
 AT_ONCE = 32  # connections open to machines at a time
 LONGEST_SECONDS = 2 * 3600  # of what is run: making node pools, setting up many hosts
+TEXT = {"text": True, "errors": "replace"}  # garbled words are words too
 # gcloud's and kubectl's words for what is not there.
 GONE = ("not_found", "not found", "notfound", "does not exist", "matched no objects")
+
+
+class Unanswered(UserError):
+    """A question without an answer, or with one that cannot be read: to be asked again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +59,16 @@ class Answer:
         """Its last words, in one line."""
         return (self.error.strip().splitlines() or ["it said nothing"])[-1]
 
+    def told[T](self, find: Callable[[Any], T]) -> T:
+        """What `find` finds in the JSON that it said. Raises `Unanswered` where there is none."""
+        if self.code or not self.out.strip():
+            raise Unanswered(self.reason)
+        try:
+            return find(json.loads(self.out))
+        except (ValueError, LookupError, TypeError, AttributeError):
+            said = self.out.strip().splitlines()[0][:60]
+            raise Unanswered(f"not the JSON that was asked for: {said}") from None
+
 
 class Shell:
     """Runs commands; in a dry run says them instead, and touches nothing."""
@@ -71,7 +87,7 @@ class Shell:
             return Answer(code=0, out="", error="")
         pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         # A session of its own, for all that it starts to end with it: ssh may hang for ever.
-        with _started(command, **pipes, text=True, start_new_session=True) as process:
+        with _started(command, **pipes, **TEXT, start_new_session=True) as process:
             try:
                 out, error = process.communicate(command.stdin or "", timeout=seconds)
             except subprocess.TimeoutExpired:

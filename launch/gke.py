@@ -7,6 +7,7 @@ templates follow Google's page "Deploy TPU Multislices in GKE" and the API of Jo
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
@@ -103,9 +104,7 @@ class GkeFleet(Fleet):
     def machines(self) -> tuple[Machines, str]:
         """The worst that is said of a pool holds for all: a run needs every slice."""
         answer = self.shell.read(self._node_pools("list", self._cluster, "--format=json"))
-        if answer.code or not answer.out:
-            return Machines.UNKNOWN, answer.reason
-        states = {pool["name"]: pool["status"] for pool in json.loads(answer.out)}
+        states = answer.told(lambda pools: {pool["name"]: str(pool["status"]) for pool in pools})
         found = [states[name] for name in self._pools if name in states]
         if not found:
             return Machines.ABSENT, "no node pool"
@@ -121,19 +120,7 @@ class GkeFleet(Fleet):
             return Process.ABSENT, None  # no access yet
         if answer.gone:
             return Process.READY, None
-        if answer.code or not answer.out:
-            return Process.UNREACHABLE, None
-        held = json.loads(answer.out)
-        conditions = {
-            condition["type"]: condition.get("reason", "")
-            for condition in held.get("status", {}).get("conditions", [])
-            if condition["status"] == "True"
-        }
-        if "Completed" in conditions:
-            return Process.ENDED, 0
-        if "Failed" in conditions:
-            return Process.ENDED, 2 if conditions["Failed"] == CONFIG_ERROR else 1
-        return (Process.STOPPED if held["spec"].get("suspend") else Process.RUNNING), None
+        return answer.told(_process_of)
 
     def stop(self) -> None:
         """Suspended, a JobSet ends its pods by SIGTERM and keeps its name."""
@@ -149,3 +136,17 @@ class GkeFleet(Fleet):
     def _delete_jobset(self) -> None:
         words = ("delete", "jobset", self.launch.name, "--ignore-not-found", "--wait")
         self.shell.run(self._kubectl(*words, may_be_gone=True))  # without access there is none
+
+
+def _process_of(jobset: dict[str, Any]) -> tuple[Process, int | None]:
+    """What the conditions of a JobSet, as JSON, say of the run."""
+    conditions = {
+        condition["type"]: condition.get("reason", "")
+        for condition in jobset.get("status", {}).get("conditions", [])
+        if condition["status"] == "True"
+    }
+    if "Completed" in conditions:
+        return Process.ENDED, 0
+    if "Failed" in conditions:
+        return Process.ENDED, 2 if conditions["Failed"] == CONFIG_ERROR else 1
+    return (Process.STOPPED if jobset["spec"].get("suspend") else Process.RUNNING), None

@@ -4,11 +4,9 @@ Source: Google's pages "Create a MIG with multi-host TPU slice" and "Request TPU
 group is told not to repair single hosts, which would break the slice; it is made anew instead.
 """
 
-import json
 from dataclasses import dataclass
 
-from gemma_train.errors import UserError
-from launch.commands import Command
+from launch.commands import Command, Unanswered
 from launch.fleet import Machines
 from launch.over_ssh import OverSsh
 from launch.providers import ManagedInstanceGroup, Reserved
@@ -78,9 +76,7 @@ class InstanceGroup(OverSsh):
         answer = self.shell.read(self._listed("--format=json"))
         if answer.gone:
             return Machines.ABSENT, "no instance group"
-        if answer.code or not answer.out:
-            return Machines.UNKNOWN, answer.reason
-        states = [instance.get("instanceStatus", "") for instance in json.loads(answer.out)]
+        states = answer.told(lambda group: [one.get("instanceStatus", "") for one in group])
         running, wanted = states.count("RUNNING"), self.launch.rented.hosts
         told = f"{running} of {wanted} instances RUNNING"
         if lost := LOST & set(states):
@@ -92,7 +88,7 @@ class InstanceGroup(OverSsh):
         if self.shell.dry_run:
             return ["EACH-INSTANCE"]
         if answer.code or not answer.out.split():
-            raise UserError(f"group {self.launch.name} has no instances: {answer.reason}")
+            raise Unanswered(f"group {self.launch.name} has no instances: {answer.reason}")
         return answer.out.split()
 
     def copy(self, *files: str) -> None:
