@@ -180,11 +180,30 @@ def test_a_new_checkpoint_forgives_earlier_attempts(cloud, sit):
 
 
 def test_machines_that_do_not_answer_are_given_up_after_a_while(cloud, sit):
-    cloud.answers("describe", *[state("ACTIVE")] * 11, ABSENT, state("ACTIVE"))
-    cloud.answers("worker.sh status", "running\n", *[UNREACHABLE] * 10, "exit 2\n")
+    cloud.answers("describe", *[state("ACTIVE")] * 12, ABSENT, state("ACTIVE"))
+    cloud.answers("worker.sh status", "running\n", *[UNREACHABLE] * 11, "exit 2\n")
+    cloud.answers("checkpoints/", listed(1000))
     code, said, _, done = sit()
     assert (code, done) == (2, ["delete", "create"])
     assert "machines unreachable: attempt 1 of 5 in 60 s" in said
+
+
+@pytest.mark.parametrize("before", [[], ["running\n"]], ids=["a new babysitter", "an old one"])
+@pytest.mark.parametrize(
+    "bucket",
+    [
+        [f"{FOLDER}/checkpoints/{step}/\n" for step in (1000, 1000, 1200, 1400)],
+        [("", "ERROR: could not resolve host", 1)],
+    ],
+    ids=["newer checkpoints", "a bucket that does not answer"],
+)
+def test_a_run_that_may_go_on_is_not_deleted_for_its_silence(cloud, sit, before, bucket):
+    cloud.answers("describe", state("ACTIVE"))
+    cloud.answers("worker.sh status", *before, *[UNREACHABLE] * 11, "exit 2\n")
+    cloud.answers("checkpoints/", *(bucket if before else bucket[-3:]))
+    code, said, _, done = sit()
+    assert (code, done) == (2, [])
+    assert "unreachable, yet for all that is known the run goes on: wait" in said
 
 
 def test_a_provider_that_does_not_answer_is_asked_again_and_nothing_is_made(cloud, sit):
