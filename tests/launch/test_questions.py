@@ -55,3 +55,18 @@ def status(cloud, capsys, file: str) -> str:
         cloud.answers(question, answer)
     assert main(["status", file, *FILLED]) == 0
     return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        ("Warning: Identity file id_rsa not accessible: No such file or directory.", 255),
+        ("bash: worker.sh: No such file or directory", 255),
+        ("cat: pid: No such file or directory", 1),
+        ("ssh: No such file or directory", 127),
+    ],
+)
+@pytest.mark.parametrize("file", [TPU_VM, GROUP])
+def test_only_bash_s_own_word_tells_that_worker_sh_is_missing(cloud, capsys, file, error, code):
+    cloud.answers("worker.sh status", ("", error, code))
+    assert "gemma-train unreachable" in status(cloud, capsys, file)
