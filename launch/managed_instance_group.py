@@ -23,9 +23,14 @@ class InstanceGroup(OverSsh):
     provider: ManagedInstanceGroup
 
     def create(self) -> None:
+        """After a group that was refused, its template and policy are still there: made anew.
+
+        Of a group that exists, neither can be deleted, and so nothing is harmed.
+        """
         launch, rented = self.launch, self.launch.rented
         name, place = launch.name, f"projects/{launch.project}/regions/{launch.region}"
         self.shell.run(
+            *self._deletions,
             launch.gcloud(
                 *(*TEMPLATE, "create", name),
                 f"--machine-type={rented.words.machine_type}",
@@ -62,11 +67,16 @@ class InstanceGroup(OverSsh):
 
     def delete(self) -> None:
         """The group first: it holds the other two."""
+        group = self.launch.gcloud(*GROUP, "delete", self.launch.name, may_be_gone=True)
+        self.shell.run(group, *self._deletions)
+
+    @property
+    def _deletions(self) -> tuple[Command, Command]:
+        """Of what a group is made from."""
         gcloud, name = self.launch.gcloud, self.launch.name
-        self.shell.run(
-            gcloud(*GROUP, "delete", name, may_be_gone=True),
-            gcloud(*POLICY, "delete", name, place="region", may_be_gone=True),
+        return (
             gcloud(*TEMPLATE, "delete", name, place="global", may_be_gone=True),
+            gcloud(*POLICY, "delete", name, place="region", may_be_gone=True),
         )
 
     def _listed(self, *form: str) -> Command:

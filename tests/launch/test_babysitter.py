@@ -234,8 +234,23 @@ def test_a_group_that_lost_an_instance_is_made_anew(cloud, sit):
     assert sit(EXAMPLES[0])[0] == 0
     made = [line for line in cloud.lines if " delete " in line or " create " in line]
     kinds = ("instance-groups managed", "resource-policies", "instance-templates")
-    assert [sum(kind in line for line in made) for kind in kinds] == [2, 2, 2]
-    assert " delete " in made[0]
+    assert [sum(kind in line for line in made) for kind in kinds] == [2, 3, 3]
+    assert "instance-groups managed delete" in made[0]
+
+
+def test_a_group_that_was_refused_can_be_asked_for_again(cloud, sit):
+    gone = ("", "The resource was not found", 1)
+    running = json.dumps([{"instanceStatus": "RUNNING"}] * 1536)
+    cloud.answers("--format=json", gone, gone, running)
+    cloud.answers("list-instances", "one\n")
+    cloud.answers("worker.sh status", "exit 2\n")
+    cloud.answers("instance-groups managed create", ("", "ERROR: quota exceeded", 1), "")
+    assert sit(EXAMPLES[0])[0] == 2
+    for kind in ("instance-templates", "resource-policies"):
+        acts = [
+            line.split()[3] for line in cloud.lines if line.startswith(f"gcloud compute {kind}")
+        ]
+        assert acts == ["delete", "create", "delete", "create"]
 
 
 def test_a_failed_jobset_is_applied_anew_and_a_config_error_is_not(cloud, sit):
