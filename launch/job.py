@@ -54,7 +54,7 @@ class Launch:
     project: str = OPEN
     zone: str = OPEN
     folder: str = OPEN  # gs:// folder of the run
-    flags: tuple[str, ...] = ()  # more flags of `gemma-train train`
+    flags: tuple[str, ...] = ()  # more flags of `gemma-train train`, but none of --mesh
     revision: str = "HEAD"  # of git: what is copied to the machines
     patience: Patience = Patience()
 
@@ -123,8 +123,18 @@ class Launch:
             not file.is_absolute() and ".." not in file.parts,
             f"config is {self.config!r}: name it from the repository's root, as configs/mine.py",
         )
+        self._check_flags()
         self._check_slices()
         return self
+
+    def _check_flags(self) -> None:
+        """The mesh of the run must be the one that machines are rented for."""
+        for flag in self.flags:
+            require(
+                not flag.startswith("--mesh"),
+                f"flags holds {flag!r}: machines are rented for the mesh of {self.config}: "
+                "set it there, in a copy of the file",
+            )
 
     def _check_slices(self) -> None:
         """What the provider and the config's slices must be to each other."""
