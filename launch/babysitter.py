@@ -60,6 +60,7 @@ class Babysitter:
                 case Sighting(process=Process.RUNNING):
                     self._mind_progress()
                 case Sighting(process=Process.STOPPED):
+                    self._say("stopped by hand; the machines are billed until delete")
                     return 0
                 case Sighting(process=Process.ENDED, exit_code=int(code)):
                     if self._over(code):
@@ -106,9 +107,9 @@ class Babysitter:
         self._note_progress()
         if self.clock() - self._moved < 60 * patience.stalled_minutes:
             return
-        self._say("no newer checkpoint for too long: stop")
+        self._say("no newer checkpoint for too long: save and end")
         with suppress(UserError):  # a host that hangs may not obey; the start ends it
-            self.fleet.stop()
+            self.fleet.save()
         until = self.clock() + patience.saving_seconds
         while self.clock() < until and self.fleet.look().process is Process.RUNNING:
             self.sleep(patience.poll_seconds)

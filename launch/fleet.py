@@ -63,7 +63,13 @@ class Fleet(ABC):
     @abstractmethod
     def logs(self) -> None: ...
     @abstractmethod
-    def stop(self) -> None: ...
+    def stop(self) -> None:
+        """Have the run save and end, and stay so."""
+
+    @abstractmethod
+    def save(self) -> None:
+        """Have the run save and end for another start to follow: no person stopped it."""
+
     @abstractmethod
     def delete(self) -> None: ...
     @abstractmethod

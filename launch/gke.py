@@ -128,13 +128,17 @@ class GkeFleet(Fleet):
         how = ("--type=merge", f"--patch={patch}")
         self.shell.run(self._kubectl("patch", "jobset", self.launch.name, *how))
 
+    def save(self) -> None:
+        """Deleted, for a suspended JobSet is one that a person stopped; its pods end first."""
+        self._delete_jobset("--cascade=foreground")
+
     def delete(self) -> None:
         self._delete_jobset()
         for pool in self._pools:
             self.shell.run(self._node_pools("delete", pool, self._cluster, may_be_gone=True))
 
-    def _delete_jobset(self) -> None:
-        words = ("delete", "jobset", self.launch.name, "--ignore-not-found", "--wait")
+    def _delete_jobset(self, *how: str) -> None:
+        words = ("delete", "jobset", self.launch.name, "--ignore-not-found", "--wait", *how)
         self.shell.run(self._kubectl(*words, may_be_gone=True))  # without access there is none
 
 

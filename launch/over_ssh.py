@@ -67,6 +67,9 @@ class OverSsh(Fleet):
     def stop(self) -> None:
         self.on_all(_worker("stop"))
 
+    def save(self) -> None:
+        self.on_all(_worker("save"))
+
     def logs(self) -> None:
         self.shell.follow(self.on_first(_worker("logs")))
 

@@ -72,6 +72,7 @@ def verbs(cloud) -> list[str]:
             "create": "queued-resources create",
             "delete": "queued-resources delete",
             "setup": "worker.sh setup",
+            "save": "worker.sh save",
             "stop": "worker.sh stop",
             "run": "worker.sh start",
         }.items():
@@ -144,8 +145,9 @@ def test_a_run_that_saved_and_ended_before_its_last_step_goes_on(cloud, sit):
 def test_a_run_stopped_by_hand_is_left_alone(cloud, sit):
     cloud.answers("describe", state("ACTIVE"))
     cloud.answers("worker.sh status", "stopped\n")
-    assert sit()[0] == 0
-    assert verbs(cloud) == []
+    code, said, _, done = sit()
+    assert (code, done) == (0, [])
+    assert said[-1] == "stopped by hand; the machines are billed until delete"
 
 
 def test_attempts_without_progress_end_it_after_ever_longer_waits(cloud, sit):
@@ -310,8 +312,8 @@ def test_a_run_that_hangs_is_told_to_stop_and_then_started_anew(cloud, sit):
     cloud.answers("worker.sh status", *["running\n"] * 16, "exit 2\n")
     cloud.answers("checkpoints/", listed(1000))
     code, said, slept, done = sit(poll_seconds=600, saving_seconds=1200)
-    assert (code, done) == (2, ["stop", "setup", "run"])
-    stopped = said.index("no newer checkpoint for too long: stop")
+    assert (code, done) == (2, ["save", "setup", "run"])
+    stopped = said.index("no newer checkpoint for too long: save and end")
     assert said[stopped + 1] == "no newer checkpoint for 120 minutes: attempt 1 of 5 in 60 s"
     notice, save, attempt, start, look = [600] * 12, [600] * 2, [60], [600], [600]
     assert slept == notice + save + attempt + start + look
@@ -323,16 +325,16 @@ def test_a_run_that_hangs_again_and_again_is_given_up(cloud, sit):
     cloud.answers("checkpoints/", listed(1000))
     code, _, slept, done = sit(poll_seconds=300, stalled_minutes=10)
     assert "no newer checkpoint for 10 minutes; given up after 5 attempts" in code
-    assert done == [*["stop", "setup", "run"] * 5, "stop"]
+    assert done == [*["save", "setup", "run"] * 5, "save"]
     assert sum(slept) < 60 * (6 * (10 + 10 + 5) + 1 + 2 + 4 + 8 + 16)
 
 
 def test_a_run_that_saves_on_being_stopped_was_only_slow(cloud, sit):
     cloud.answers("describe", state("ACTIVE"))
-    cloud.answers("worker.sh status", *["running\n"] * 11, "stopped\n", "exit 2\n")
+    cloud.answers("worker.sh status", *["running\n"] * 11, "exit 0\n", "exit 2\n")
     cloud.answers("checkpoints/", *[listed(1000)] * 11, listed(1200))
     code, said, slept, done = sit(stalled_minutes=10)
-    assert (code, done) == (2, ["stop", "setup", "run"])
+    assert (code, done) == (2, ["save", "setup", "run"])
     assert len(slept) == 10 + 1 + 1  # no wait for what has ended
     assert said.count("no newer checkpoint for 10 minutes: attempt 1 of 5 in 60 s") == 1
 
@@ -360,4 +362,18 @@ def test_a_first_step_that_never_comes_is_a_stall_too(cloud, sit):
     cloud.answers("describe", state("ACTIVE"))
     cloud.answers("worker.sh status", "ready\n", *["running\n"] * 21, "exit 2\n")
     cloud.answers("checkpoints/", ("", "ERROR: One or more URLs matched no objects.", 1))
-    assert sit(stalled_minutes=10)[3] == ["run", "stop", "setup", "run"]
+    assert sit(stalled_minutes=10)[3] == ["run", "save", "setup", "run"]
+
+
+def test_a_jobset_that_hangs_is_deleted_not_suspended_as_a_person_would(cloud, sit):
+    pools = [{"name": f"gemma3-4b-{number}", "status": "RUNNING"} for number in range(8)]
+    cloud.answers("node-pools list", json.dumps(pools))
+    failed = {"type": "Failed", "status": "True", "reason": "FailJobSetFailurePolicyAction"}
+    ended = json.dumps({"spec": {}, "status": {"conditions": [failed]}})
+    gone = ("", 'Error (NotFound): jobsets "gemma3-4b" not found', 1)
+    cloud.answers("get jobset", *['{"spec": {}}'] * 11, gone, ended)
+    code, _, _, _ = sit(EXAMPLES[1], stalled_minutes=10)
+    assert code == 2
+    assert not [line for line in cloud.lines if " patch " in line]
+    assert sum("--cascade=foreground" in line for line in cloud.lines) == 1
+    assert sum(" apply " in line for line in cloud.lines) == 1
