@@ -56,8 +56,14 @@ class Answer:
 
     @property
     def reason(self) -> str:
-        """Its last words, in one line."""
-        return (self.error.strip().splitlines() or ["it said nothing"])[-1]
+        """Its last error in one line, with the line after where it ends in a colon, or last words.
+
+        What gcloud's ssh says after the error is advice.
+        """
+        lines = [line.strip() for line in self.error.strip().splitlines()] or ["it said nothing"]
+        errors = [at for at, line in enumerate(lines) if line.lower().startswith("error")]
+        at = errors[-1] if errors else len(lines) - 1
+        return " ".join(lines[at : at + 2]) if lines[at].endswith(":") else lines[at]
 
     def told[T](self, find: Callable[[Any], T]) -> T:
         """What `find` finds in the JSON that it said. Raises `Unanswered` where there is none."""
@@ -112,12 +118,13 @@ class Shell:
         with ThreadPoolExecutor(AT_ONCE) as pool:
             list(pool.map(self.run, commands))
 
-    def follow(self, command: Command) -> None:
-        """Run a command that talks to the user until Ctrl-C."""
+    def follow(self, command: Command) -> int:
+        """Run a command that talks to the user until Ctrl-C; returns its exit code."""
         if self.dry_run:
-            return self.say(str(command))
+            self.say(str(command))
+            return 0
         with _started(command) as process:
-            process.wait()
+            return process.wait()
 
     @contextmanager
     def private_file(self, file: Path, content: str, told: str) -> Iterator[None]:

@@ -61,7 +61,9 @@ class Fleet(ABC):
         """Start the run; what is left of an earlier start is ended."""
 
     @abstractmethod
-    def logs(self) -> None: ...
+    def logs(self) -> int:
+        """Follow the first host's log; returns the exit code of what followed it."""
+
     @abstractmethod
     def stop(self) -> None:
         """Have the run save and end, and stay so."""
@@ -84,8 +86,9 @@ class Fleet(ABC):
         """
 
     def look(self) -> Sighting:
-        """What is seen now. A question without an answer is seen too, as that: it never raises
-        but for a program that is not installed.
+        """What is seen now. A question without an answer ends nothing: it is seen as that.
+
+        Raises `UserError` for a program that is not installed only.
         """
         try:
             machines, told = self.machines()

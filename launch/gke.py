@@ -34,7 +34,7 @@ class GkeFleet(Fleet):
         return self.launch.gcloud(*start, place="location", may_be_gone=may_be_gone)
 
     def _kubectl(self, *words: str, stdin: str | None = None, may_be_gone: bool = False) -> Command:
-        context = f"gke_{self.launch.project}_{self.launch.zone}_{self.provider.cluster}"
+        context = f"gke_{self.launch.project}_{self.launch.location}_{self.provider.cluster}"
         where = (f"--context={context}", f"--namespace={self.provider.namespace}")
         return Command(words=("kubectl", *where, *words), stdin=stdin, may_be_gone=may_be_gone)
 
@@ -49,6 +49,7 @@ class GkeFleet(Fleet):
             f"--machine-type={rented.words.machine_type}",
             f"--tpu-topology={rented.topology}",
             f"--num-nodes={rented.hosts}",
+            *((f"--node-locations={self.launch.zone}",) if self.provider.regional else ()),
             "--placement-type=COMPACT",
             "--scopes=cloud-platform",
             *self._capacity_flags(),
@@ -90,7 +91,7 @@ class GkeFleet(Fleet):
             launch=self.launch, gke=self.provider, rented=self.launch.rented, words=words
         )
 
-    def logs(self) -> None:
+    def logs(self) -> int:
         labels = {
             "jobset.sigs.k8s.io/jobset-name": self.launch.name,
             "jobset.sigs.k8s.io/replicatedjob-name": "head" if self.provider.pathways else "slice",
@@ -99,7 +100,7 @@ class GkeFleet(Fleet):
         }
         selector = ",".join(f"{label}={value}" for label, value in labels.items())
         how = ("--container=train", "--tail=200", "--follow")
-        self.shell.follow(self._kubectl("logs", f"--selector={selector}", *how))
+        return self.shell.follow(self._kubectl("logs", f"--selector={selector}", *how))
 
     def machines(self) -> tuple[Machines, str]:
         """The worst that is said of a pool holds for all: a run needs every slice."""

@@ -79,6 +79,12 @@ class Launch:
         return self.zone.rpartition("-")[0]
 
     @property
+    def location(self) -> str:
+        """Of a GKE cluster."""
+        regional = isinstance(self.provider, Gke) and self.provider.regional
+        return self.region if regional else self.zone
+
+    @property
     def train_words(self) -> tuple[str, ...]:
         """What follows `gemma-train` on every host."""
         return ("train", self.config, "--folder", self.folder, *self.flags)
@@ -90,7 +96,7 @@ class Launch:
         may_be_gone: bool = False,
     ) -> Command:
         """A call of gcloud in the project. `place` is how the thing that it is about is found."""
-        where = {"zone": self.zone, "location": self.zone, "region": self.region}
+        where = {"zone": self.zone, "location": self.location, "region": self.region}
         flags = [f"--{place}={where[place]}"] if place in where else []
         return Command(
             words=("gcloud", *words, f"--project={self.project}", *flags, "--quiet"),

@@ -70,8 +70,8 @@ class OverSsh(Fleet):
     def save(self) -> None:
         self.on_all(_worker("save"))
 
-    def logs(self) -> None:
-        self.shell.follow(self.on_first(_worker("logs")))
+    def logs(self) -> int:
+        return self.shell.follow(self.on_first(_worker("logs")))
 
     def process(self) -> tuple[Process, int | None]:
         """The first host stands for all: jax ends every process when one of them dies."""
