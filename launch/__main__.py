@@ -84,6 +84,8 @@ def act(verb: str, launch: Launch, fleet: Fleet, shell: Shell) -> int:
             seen = fleet.look()
             if not shell.dry_run:
                 print(f"{launch.name}: {seen}")
+        case "logs":
+            return fleet.logs()
         case "babysit" if shell.dry_run:
             for step in (fleet.create, fleet.look, fleet.setup, fleet.run):
                 step()

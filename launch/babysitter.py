@@ -60,6 +60,7 @@ class Babysitter:
                 case Sighting(process=Process.RUNNING):
                     self._mind_progress()
                 case Sighting(process=Process.STOPPED):
+                    self._say("stopped by hand; the machines are billed until delete")
                     return 0
                 case Sighting(process=Process.ENDED, exit_code=int(code)):
                     if self._over(code):
@@ -106,9 +107,9 @@ class Babysitter:
         self._note_progress()
         if self.clock() - self._moved < 60 * patience.stalled_minutes:
             return
-        self._say("no newer checkpoint for too long: stop")
+        self._say("no newer checkpoint for too long: save and end")
         with suppress(UserError):  # a host that hangs may not obey; the start ends it
-            self.fleet.stop()
+            self.fleet.save()
         until = self.clock() + patience.saving_seconds
         while self.clock() < until and self.fleet.look().process is Process.RUNNING:
             self.sleep(patience.poll_seconds)
@@ -117,9 +118,14 @@ class Babysitter:
     def _mind_silence(self, seen: Sighting) -> None:
         unreachable = seen.machines is Machines.READY and seen.process is Process.UNREACHABLE
         self._silent = self._silent + 1 if unreachable else 0
-        if self._silent >= self.launch.patience.unreachable_polls:
+        if self._silent == 1:
+            self._note_progress()  # what is newer than this was made during the silence
+        elif self._silent > self.launch.patience.unreachable_polls:
             self._silent = 0
-            self._replace("unreachable")
+            if self._note_progress():
+                self._say("unreachable, yet for all that is known the run goes on: wait")
+            else:
+                self._replace("unreachable")
 
     def _try(self, verb: str, act: Callable[[], None]) -> bool:
         """Do it; a failure of the cloud is one more attempt, and the next look says what is due."""
@@ -150,14 +156,20 @@ class Babysitter:
         self._say(f"{why}: attempt {self._attempts} of {limit} in {seconds:.0f} s")
         self.sleep(seconds)
 
-    def _note_progress(self) -> None:
-        """A newer checkpoint forgives attempts. One half written counts: steps were done."""
+    def _note_progress(self) -> bool:
+        """Whether there is a newer checkpoint, which forgives attempts, or no answer on it.
+
+        One half written counts: steps were done.
+        """
         answer = self._list(f"{CHECKPOINTS}/")
         newest = max((int(step) for step in re.findall(r"/(\d+)/\s", answer.out)), default=-1)
+        unanswered = answer.code != 0 and not answer.gone  # which is no reason to stop a run
         if newest > self._newest:
-            self._newest, self._attempts, self._moved = newest, 0, self.clock()
-        elif answer.code and not answer.gone:  # no answer is no reason to stop a run
-            self._moved = self.clock()
+            self._newest, self._attempts = newest, 0
+        elif not unanswered:
+            return False
+        self._moved = self.clock()
+        return True
 
     def _finished(self) -> bool:
         """Exit code 0 alone may be a run that was told to save and end: this tells them apart."""

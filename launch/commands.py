@@ -3,6 +3,7 @@
 Nothing is ever handed to a local shell; what a person reads is quoted by shlex.
 """
 
+import json
 import os
 import shlex
 import signal
@@ -18,8 +19,13 @@ from gemma_train.errors import UserError
 
 AT_ONCE = 32  # connections open to machines at a time
 LONGEST_SECONDS = 2 * 3600  # of what is run: making node pools, setting up many hosts
+TEXT = {"text": True, "errors": "replace"}  # garbled words are words too
 # gcloud's and kubectl's words for what is not there.
 GONE = ("not_found", "not found", "notfound", "does not exist", "matched no objects")
+
+
+class Unanswered(UserError):
+    """A question without an answer, or with one that cannot be read: to be asked again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +56,24 @@ class Answer:
 
     @property
     def reason(self) -> str:
-        """Its last words, in one line."""
-        return (self.error.strip().splitlines() or ["it said nothing"])[-1]
+        """Its last error in one line, with the line after where it ends in a colon, or last words.
+
+        What gcloud's ssh says after the error is advice.
+        """
+        lines = [line.strip() for line in self.error.strip().splitlines()] or ["it said nothing"]
+        errors = [at for at, line in enumerate(lines) if line.lower().startswith("error")]
+        at = errors[-1] if errors else len(lines) - 1
+        return " ".join(lines[at : at + 2]) if lines[at].endswith(":") else lines[at]
+
+    def told[T](self, find: Callable[[Any], T]) -> T:
+        """What `find` finds in the JSON that it said. Raises `Unanswered` where there is none."""
+        if self.code or not self.out.strip():
+            raise Unanswered(self.reason)
+        try:
+            return find(json.loads(self.out))
+        except (ValueError, LookupError, TypeError, AttributeError):
+            said = self.out.strip().splitlines()[0][:60]
+            raise Unanswered(f"not the JSON that was asked for: {said}") from None
 
 
 class Shell:
@@ -71,7 +93,7 @@ class Shell:
             return Answer(code=0, out="", error="")
         pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         # A session of its own, for all that it starts to end with it: ssh may hang for ever.
-        with _started(command, **pipes, text=True, start_new_session=True) as process:
+        with _started(command, **pipes, **TEXT, start_new_session=True) as process:
             try:
                 out, error = process.communicate(command.stdin or "", timeout=seconds)
             except subprocess.TimeoutExpired:
@@ -96,12 +118,13 @@ class Shell:
         with ThreadPoolExecutor(AT_ONCE) as pool:
             list(pool.map(self.run, commands))
 
-    def follow(self, command: Command) -> None:
-        """Run a command that talks to the user until Ctrl-C."""
+    def follow(self, command: Command) -> int:
+        """Run a command that talks to the user until Ctrl-C; returns its exit code."""
         if self.dry_run:
-            return self.say(str(command))
+            self.say(str(command))
+            return 0
         with _started(command) as process:
-            process.wait()
+            return process.wait()
 
     @contextmanager
     def private_file(self, file: Path, content: str, told: str) -> Iterator[None]:

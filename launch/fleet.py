@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import StrEnum
 
-from launch.commands import Shell
+from launch.commands import Shell, Unanswered
 from launch.job import Launch
 
 
@@ -61,22 +61,43 @@ class Fleet(ABC):
         """Start the run; what is left of an earlier start is ended."""
 
     @abstractmethod
-    def logs(self) -> None: ...
+    def logs(self) -> int:
+        """Follow the first host's log; returns the exit code of what followed it."""
+
     @abstractmethod
-    def stop(self) -> None: ...
+    def stop(self) -> None:
+        """Have the run save and end, and stay so."""
+
+    @abstractmethod
+    def save(self) -> None:
+        """Have the run save and end for another start to follow: no person stopped it."""
+
     @abstractmethod
     def delete(self) -> None: ...
     @abstractmethod
     def machines(self) -> tuple[Machines, str]:
-        """What they do, and the provider's word for it."""
+        """What they do, and the provider's word for it. May raise `Unanswered`."""
 
     @abstractmethod
     def process(self) -> tuple[Process, int | None]:
-        """What gemma-train does on machines that are ready; the exit code of what has ended."""
+        """What gemma-train does on machines that are ready; the exit code of what has ended.
+
+        May raise `Unanswered`.
+        """
 
     def look(self) -> Sighting:
-        machines, told = self.machines()
+        """What is seen now. A question without an answer ends nothing: it is seen as that.
+
+        Raises `UserError` for a program that is not installed only.
+        """
+        try:
+            machines, told = self.machines()
+        except Unanswered as silence:
+            machines, told = Machines.UNKNOWN, str(silence)
         if machines is not Machines.READY and not self.shell.dry_run:
             return Sighting(machines=machines, told=told)
-        process, code = self.process()
+        try:
+            process, code = self.process()
+        except Unanswered:
+            process, code = Process.UNREACHABLE, None
         return Sighting(machines=machines, told=told, process=process, exit_code=code)

@@ -7,6 +7,7 @@ templates follow Google's page "Deploy TPU Multislices in GKE" and the API of Jo
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
@@ -33,7 +34,7 @@ class GkeFleet(Fleet):
         return self.launch.gcloud(*start, place="location", may_be_gone=may_be_gone)
 
     def _kubectl(self, *words: str, stdin: str | None = None, may_be_gone: bool = False) -> Command:
-        context = f"gke_{self.launch.project}_{self.launch.zone}_{self.provider.cluster}"
+        context = f"gke_{self.launch.project}_{self.launch.location}_{self.provider.cluster}"
         where = (f"--context={context}", f"--namespace={self.provider.namespace}")
         return Command(words=("kubectl", *where, *words), stdin=stdin, may_be_gone=may_be_gone)
 
@@ -48,6 +49,7 @@ class GkeFleet(Fleet):
             f"--machine-type={rented.words.machine_type}",
             f"--tpu-topology={rented.topology}",
             f"--num-nodes={rented.hosts}",
+            *((f"--node-locations={self.launch.zone}",) if self.provider.regional else ()),
             "--placement-type=COMPACT",
             "--scopes=cloud-platform",
             *self._capacity_flags(),
@@ -89,7 +91,7 @@ class GkeFleet(Fleet):
             launch=self.launch, gke=self.provider, rented=self.launch.rented, words=words
         )
 
-    def logs(self) -> None:
+    def logs(self) -> int:
         labels = {
             "jobset.sigs.k8s.io/jobset-name": self.launch.name,
             "jobset.sigs.k8s.io/replicatedjob-name": "head" if self.provider.pathways else "slice",
@@ -98,14 +100,12 @@ class GkeFleet(Fleet):
         }
         selector = ",".join(f"{label}={value}" for label, value in labels.items())
         how = ("--container=train", "--tail=200", "--follow")
-        self.shell.follow(self._kubectl("logs", f"--selector={selector}", *how))
+        return self.shell.follow(self._kubectl("logs", f"--selector={selector}", *how))
 
     def machines(self) -> tuple[Machines, str]:
         """The worst that is said of a pool holds for all: a run needs every slice."""
         answer = self.shell.read(self._node_pools("list", self._cluster, "--format=json"))
-        if answer.code or not answer.out:
-            return Machines.UNKNOWN, answer.reason
-        states = {pool["name"]: pool["status"] for pool in json.loads(answer.out)}
+        states = answer.told(lambda pools: {pool["name"]: str(pool["status"]) for pool in pools})
         found = [states[name] for name in self._pools if name in states]
         if not found:
             return Machines.ABSENT, "no node pool"
@@ -121,19 +121,7 @@ class GkeFleet(Fleet):
             return Process.ABSENT, None  # no access yet
         if answer.gone:
             return Process.READY, None
-        if answer.code or not answer.out:
-            return Process.UNREACHABLE, None
-        held = json.loads(answer.out)
-        conditions = {
-            condition["type"]: condition.get("reason", "")
-            for condition in held.get("status", {}).get("conditions", [])
-            if condition["status"] == "True"
-        }
-        if "Completed" in conditions:
-            return Process.ENDED, 0
-        if "Failed" in conditions:
-            return Process.ENDED, 2 if conditions["Failed"] == CONFIG_ERROR else 1
-        return (Process.STOPPED if held["spec"].get("suspend") else Process.RUNNING), None
+        return answer.told(_process_of)
 
     def stop(self) -> None:
         """Suspended, a JobSet ends its pods by SIGTERM and keeps its name."""
@@ -141,11 +129,29 @@ class GkeFleet(Fleet):
         how = ("--type=merge", f"--patch={patch}")
         self.shell.run(self._kubectl("patch", "jobset", self.launch.name, *how))
 
+    def save(self) -> None:
+        """Deleted, for a suspended JobSet is one that a person stopped; its pods end first."""
+        self._delete_jobset("--cascade=foreground")
+
     def delete(self) -> None:
         self._delete_jobset()
         for pool in self._pools:
             self.shell.run(self._node_pools("delete", pool, self._cluster, may_be_gone=True))
 
-    def _delete_jobset(self) -> None:
-        words = ("delete", "jobset", self.launch.name, "--ignore-not-found", "--wait")
+    def _delete_jobset(self, *how: str) -> None:
+        words = ("delete", "jobset", self.launch.name, "--ignore-not-found", "--wait", *how)
         self.shell.run(self._kubectl(*words, may_be_gone=True))  # without access there is none
+
+
+def _process_of(jobset: dict[str, Any]) -> tuple[Process, int | None]:
+    """What the conditions of a JobSet, as JSON, say of the run."""
+    conditions = {
+        condition["type"]: condition.get("reason", "")
+        for condition in jobset.get("status", {}).get("conditions", [])
+        if condition["status"] == "True"
+    }
+    if "Completed" in conditions:
+        return Process.ENDED, 0
+    if "Failed" in conditions:
+        return Process.ENDED, 2 if conditions["Failed"] == CONFIG_ERROR else 1
+    return (Process.STOPPED if jobset["spec"].get("suspend") else Process.RUNNING), None

@@ -54,7 +54,7 @@ class Launch:
     project: str = OPEN
     zone: str = OPEN
     folder: str = OPEN  # gs:// folder of the run
-    flags: tuple[str, ...] = ()  # more flags of `gemma-train train`
+    flags: tuple[str, ...] = ()  # more flags of `gemma-train train`, but none of --mesh
     revision: str = "HEAD"  # of git: what is copied to the machines
     patience: Patience = Patience()
 
@@ -79,6 +79,12 @@ class Launch:
         return self.zone.rpartition("-")[0]
 
     @property
+    def location(self) -> str:
+        """Of a GKE cluster."""
+        regional = isinstance(self.provider, Gke) and self.provider.regional
+        return self.region if regional else self.zone
+
+    @property
     def train_words(self) -> tuple[str, ...]:
         """What follows `gemma-train` on every host."""
         return ("train", self.config, "--folder", self.folder, *self.flags)
@@ -90,7 +96,7 @@ class Launch:
         may_be_gone: bool = False,
     ) -> Command:
         """A call of gcloud in the project. `place` is how the thing that it is about is found."""
-        where = {"zone": self.zone, "location": self.zone, "region": self.region}
+        where = {"zone": self.zone, "location": self.location, "region": self.region}
         flags = [f"--{place}={where[place]}"] if place in where else []
         return Command(
             words=("gcloud", *words, f"--project={self.project}", *flags, "--quiet"),
@@ -123,8 +129,18 @@ class Launch:
             not file.is_absolute() and ".." not in file.parts,
             f"config is {self.config!r}: name it from the repository's root, as configs/mine.py",
         )
+        self._check_flags()
         self._check_slices()
         return self
+
+    def _check_flags(self) -> None:
+        """The mesh of the run must be the one that machines are rented for."""
+        for flag in self.flags:
+            require(
+                not flag.startswith("--mesh"),
+                f"flags holds {flag!r}: machines are rented for the mesh of {self.config}: "
+                "set it there, in a copy of the file",
+            )
 
     def _check_slices(self) -> None:
         """What the provider and the config's slices must be to each other."""

@@ -4,11 +4,9 @@ Source: Google's pages "Create a MIG with multi-host TPU slice" and "Request TPU
 group is told not to repair single hosts, which would break the slice; it is made anew instead.
 """
 
-import json
 from dataclasses import dataclass
 
-from gemma_train.errors import UserError
-from launch.commands import Command
+from launch.commands import Command, Unanswered
 from launch.fleet import Machines
 from launch.over_ssh import OverSsh
 from launch.providers import ManagedInstanceGroup, Reserved
@@ -25,9 +23,14 @@ class InstanceGroup(OverSsh):
     provider: ManagedInstanceGroup
 
     def create(self) -> None:
+        """After a group that was refused, its template and policy are still there: made anew.
+
+        Of a group that exists, neither can be deleted, and so nothing is harmed.
+        """
         launch, rented = self.launch, self.launch.rented
         name, place = launch.name, f"projects/{launch.project}/regions/{launch.region}"
         self.shell.run(
+            *self._deletions,
             launch.gcloud(
                 *(*TEMPLATE, "create", name),
                 f"--machine-type={rented.words.machine_type}",
@@ -64,11 +67,16 @@ class InstanceGroup(OverSsh):
 
     def delete(self) -> None:
         """The group first: it holds the other two."""
+        group = self.launch.gcloud(*GROUP, "delete", self.launch.name, may_be_gone=True)
+        self.shell.run(group, *self._deletions)
+
+    @property
+    def _deletions(self) -> tuple[Command, Command]:
+        """Of what a group is made from."""
         gcloud, name = self.launch.gcloud, self.launch.name
-        self.shell.run(
-            gcloud(*GROUP, "delete", name, may_be_gone=True),
-            gcloud(*POLICY, "delete", name, place="region", may_be_gone=True),
+        return (
             gcloud(*TEMPLATE, "delete", name, place="global", may_be_gone=True),
+            gcloud(*POLICY, "delete", name, place="region", may_be_gone=True),
         )
 
     def _listed(self, *form: str) -> Command:
@@ -78,9 +86,7 @@ class InstanceGroup(OverSsh):
         answer = self.shell.read(self._listed("--format=json"))
         if answer.gone:
             return Machines.ABSENT, "no instance group"
-        if answer.code or not answer.out:
-            return Machines.UNKNOWN, answer.reason
-        states = [instance.get("instanceStatus", "") for instance in json.loads(answer.out)]
+        states = answer.told(lambda group: [one.get("instanceStatus", "") for one in group])
         running, wanted = states.count("RUNNING"), self.launch.rented.hosts
         told = f"{running} of {wanted} instances RUNNING"
         if lost := LOST & set(states):
@@ -92,7 +98,7 @@ class InstanceGroup(OverSsh):
         if self.shell.dry_run:
             return ["EACH-INSTANCE"]
         if answer.code or not answer.out.split():
-            raise UserError(f"group {self.launch.name} has no instances: {answer.reason}")
+            raise Unanswered(f"group {self.launch.name} has no instances: {answer.reason}")
         return answer.out.split()
 
     def copy(self, *files: str) -> None:

@@ -17,6 +17,7 @@ from launch.fleet import Fleet, Process
 from launch.providers import ManagedInstanceGroup, TpuVm
 
 WORKER = Path("launch/worker.sh")
+NO_SCRIPT = 127  # bash's code where the script is not there
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +67,11 @@ class OverSsh(Fleet):
     def stop(self) -> None:
         self.on_all(_worker("stop"))
 
-    def logs(self) -> None:
-        self.shell.follow(self.on_first(_worker("logs")))
+    def save(self) -> None:
+        self.on_all(_worker("save"))
+
+    def logs(self) -> int:
+        return self.shell.follow(self.on_first(_worker("logs")))
 
     def process(self) -> tuple[Process, int | None]:
         """The first host stands for all: jax ends every process when one of them dies."""
@@ -77,7 +81,8 @@ class OverSsh(Fleet):
 def process_told(answer: Answer) -> tuple[Process, int | None]:
     """What `worker.sh status` said, among the words of ssh; the exit code of what has ended."""
     said = re.findall(r"^(absent|ready|running|stopped|exit \d+)\r?$", answer.out, re.MULTILINE)
-    if answer.code and "No such file" in answer.error + answer.out:  # no worker.sh yet
+    lacking = f"{WORKER.name}: No such file" in answer.error + answer.out
+    if answer.code == NO_SCRIPT and lacking:  # 255 is ssh's own, whatever file it misses
         return Process.ABSENT, None
     if answer.code or not said:
         return Process.UNREACHABLE, None

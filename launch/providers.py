@@ -73,6 +73,7 @@ class Gke:
 
     cluster: str
     image: str  # built from launch/Dockerfile
+    regional: bool = False  # a cluster of the zone's region; the nodes are in the zone
     namespace: str = "default"
     capacity: Capacity = "on_demand"
     secret: str | None = None  # a Kubernetes secret whose entries become variables of the run

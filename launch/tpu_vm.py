@@ -4,7 +4,6 @@ Source: Google's page "Manage queued resources" and the reference of `gcloud com
 queued-resources`. A request that is SUSPENDED or FAILED is never served again.
 """
 
-import json
 from dataclasses import dataclass
 
 from launch.commands import Command
@@ -53,9 +52,7 @@ class TpuVms(OverSsh):
         answer = self.shell.read(self._command("describe", self.launch.name, "--format=json"))
         if answer.gone:
             return Machines.ABSENT, "no queued resource"
-        if answer.code or not answer.out:
-            return Machines.UNKNOWN, answer.reason
-        told = json.loads(answer.out)["state"]["state"]
+        told = answer.told(lambda request: str(request["state"]["state"]))
         return STATES.get(told, Machines.WAITING), told
 
     def copy(self, *files: str) -> None:

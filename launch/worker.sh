@@ -1,10 +1,16 @@
 #!/usr/bin/env bash
-# What a host does, over ssh: bash worker.sh setup | start BACKUP WORDS... | status | stop | logs
+# What a host does, over ssh: bash worker.sh setup | start BACKUP WORDS... | status | save | stop | logs
 # Beside it lie source.tar.gz and worker.env. `status` says one line: absent, ready, running,
 # stopped, or exit CODE. WORDS follow gemma-train; the log is copied to BACKUP.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
+# SIGTERM has the run save and end; one that never began, or has ended, is left alone.
+end() {
+    if [ -f pid ] && [ ! -f exit_code ]; then
+        kill -TERM "$(cat train_pid)" 2> /dev/null || true
+    fi
+}
 backup() { gcloud storage cp log "$1/$(hostname).log" --quiet > /dev/null 2>&1 || true; }
 
 case $1 in
@@ -68,9 +74,12 @@ status)
         echo "exit 137" # gone without a word: killed, or the machine was started anew
     fi
     ;;
-stop)
+save) # for another start to follow
+    end
+    ;;
+stop) # for good, as far as the babysitter knows
     touch stopped
-    kill -TERM "$(cat train_pid)"
+    end
     ;;
 logs)
     exec tail -n 200 -F log

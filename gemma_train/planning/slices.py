@@ -33,8 +33,8 @@ class Slices:
         """The slices of a name such as v5p:16x16x24. Raises `UserError` for those that are not."""
         if topology is None:
             raise UserError(
-                "mesh.topology is not set: set it in the config, or give plan --topology, as in "
-                "v5e:4x4 for sixteen chips"
+                "mesh.topology is not set: set it in the config, as v5e:4x4 for sixteen chips; "
+                "only to plan, give plan --topology"
             )
         found = re.fullmatch(r"(\w+):(\d+(?:x\d+){1,2})", topology)
         if found is None:

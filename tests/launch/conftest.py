@@ -28,7 +28,7 @@ for part, replies in answers:
     if part in " ".join(words):
         out, error, code = replies.pop(0) if len(replies) > 1 else replies[0]
         (here / "answers.json").write_text(json.dumps(answers))
-        print(out, end="")
+        sys.stdout.buffer.write(out.encode(errors="surrogateescape"))
         print(error, end="", file=sys.stderr)
         sys.exit(code)
 """

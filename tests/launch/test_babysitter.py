@@ -72,6 +72,7 @@ def verbs(cloud) -> list[str]:
             "create": "queued-resources create",
             "delete": "queued-resources delete",
             "setup": "worker.sh setup",
+            "save": "worker.sh save",
             "stop": "worker.sh stop",
             "run": "worker.sh start",
         }.items():
@@ -144,8 +145,9 @@ def test_a_run_that_saved_and_ended_before_its_last_step_goes_on(cloud, sit):
 def test_a_run_stopped_by_hand_is_left_alone(cloud, sit):
     cloud.answers("describe", state("ACTIVE"))
     cloud.answers("worker.sh status", "stopped\n")
-    assert sit()[0] == 0
-    assert verbs(cloud) == []
+    code, said, _, done = sit()
+    assert (code, done) == (0, [])
+    assert said[-1] == "stopped by hand; the machines are billed until delete"
 
 
 def test_attempts_without_progress_end_it_after_ever_longer_waits(cloud, sit):
@@ -180,11 +182,30 @@ def test_a_new_checkpoint_forgives_earlier_attempts(cloud, sit):
 
 
 def test_machines_that_do_not_answer_are_given_up_after_a_while(cloud, sit):
-    cloud.answers("describe", *[state("ACTIVE")] * 11, ABSENT, state("ACTIVE"))
-    cloud.answers("worker.sh status", "running\n", *[UNREACHABLE] * 10, "exit 2\n")
+    cloud.answers("describe", *[state("ACTIVE")] * 12, ABSENT, state("ACTIVE"))
+    cloud.answers("worker.sh status", "running\n", *[UNREACHABLE] * 11, "exit 2\n")
+    cloud.answers("checkpoints/", listed(1000))
     code, said, _, done = sit()
     assert (code, done) == (2, ["delete", "create"])
     assert "machines unreachable: attempt 1 of 5 in 60 s" in said
+
+
+@pytest.mark.parametrize("before", [[], ["running\n"]], ids=["a new babysitter", "an old one"])
+@pytest.mark.parametrize(
+    "bucket",
+    [
+        [f"{FOLDER}/checkpoints/{step}/\n" for step in (1000, 1000, 1200, 1400)],
+        [("", "ERROR: could not resolve host", 1)],
+    ],
+    ids=["newer checkpoints", "a bucket that does not answer"],
+)
+def test_a_run_that_may_go_on_is_not_deleted_for_its_silence(cloud, sit, before, bucket):
+    cloud.answers("describe", state("ACTIVE"))
+    cloud.answers("worker.sh status", *before, *[UNREACHABLE] * 11, "exit 2\n")
+    cloud.answers("checkpoints/", *(bucket if before else bucket[-3:]))
+    code, said, _, done = sit()
+    assert (code, done) == (2, [])
+    assert "unreachable, yet for all that is known the run goes on: wait" in said
 
 
 def test_a_provider_that_does_not_answer_is_asked_again_and_nothing_is_made(cloud, sit):
@@ -215,8 +236,23 @@ def test_a_group_that_lost_an_instance_is_made_anew(cloud, sit):
     assert sit(EXAMPLES[0])[0] == 0
     made = [line for line in cloud.lines if " delete " in line or " create " in line]
     kinds = ("instance-groups managed", "resource-policies", "instance-templates")
-    assert [sum(kind in line for line in made) for kind in kinds] == [2, 2, 2]
-    assert " delete " in made[0]
+    assert [sum(kind in line for line in made) for kind in kinds] == [2, 3, 3]
+    assert "instance-groups managed delete" in made[0]
+
+
+def test_a_group_that_was_refused_can_be_asked_for_again(cloud, sit):
+    gone = ("", "The resource was not found", 1)
+    running = json.dumps([{"instanceStatus": "RUNNING"}] * 1536)
+    cloud.answers("--format=json", gone, gone, running)
+    cloud.answers("list-instances", "one\n")
+    cloud.answers("worker.sh status", "exit 2\n")
+    cloud.answers("instance-groups managed create", ("", "ERROR: quota exceeded", 1), "")
+    assert sit(EXAMPLES[0])[0] == 2
+    for kind in ("instance-templates", "resource-policies"):
+        acts = [
+            line.split()[3] for line in cloud.lines if line.startswith(f"gcloud compute {kind}")
+        ]
+        assert acts == ["delete", "create", "delete", "create"]
 
 
 def test_a_failed_jobset_is_applied_anew_and_a_config_error_is_not(cloud, sit):
@@ -276,8 +312,8 @@ def test_a_run_that_hangs_is_told_to_stop_and_then_started_anew(cloud, sit):
     cloud.answers("worker.sh status", *["running\n"] * 16, "exit 2\n")
     cloud.answers("checkpoints/", listed(1000))
     code, said, slept, done = sit(poll_seconds=600, saving_seconds=1200)
-    assert (code, done) == (2, ["stop", "setup", "run"])
-    stopped = said.index("no newer checkpoint for too long: stop")
+    assert (code, done) == (2, ["save", "setup", "run"])
+    stopped = said.index("no newer checkpoint for too long: save and end")
     assert said[stopped + 1] == "no newer checkpoint for 120 minutes: attempt 1 of 5 in 60 s"
     notice, save, attempt, start, look = [600] * 12, [600] * 2, [60], [600], [600]
     assert slept == notice + save + attempt + start + look
@@ -289,16 +325,16 @@ def test_a_run_that_hangs_again_and_again_is_given_up(cloud, sit):
     cloud.answers("checkpoints/", listed(1000))
     code, _, slept, done = sit(poll_seconds=300, stalled_minutes=10)
     assert "no newer checkpoint for 10 minutes; given up after 5 attempts" in code
-    assert done == [*["stop", "setup", "run"] * 5, "stop"]
+    assert done == [*["save", "setup", "run"] * 5, "save"]
     assert sum(slept) < 60 * (6 * (10 + 10 + 5) + 1 + 2 + 4 + 8 + 16)
 
 
 def test_a_run_that_saves_on_being_stopped_was_only_slow(cloud, sit):
     cloud.answers("describe", state("ACTIVE"))
-    cloud.answers("worker.sh status", *["running\n"] * 11, "stopped\n", "exit 2\n")
+    cloud.answers("worker.sh status", *["running\n"] * 11, "exit 0\n", "exit 2\n")
     cloud.answers("checkpoints/", *[listed(1000)] * 11, listed(1200))
     code, said, slept, done = sit(stalled_minutes=10)
-    assert (code, done) == (2, ["stop", "setup", "run"])
+    assert (code, done) == (2, ["save", "setup", "run"])
     assert len(slept) == 10 + 1 + 1  # no wait for what has ended
     assert said.count("no newer checkpoint for 10 minutes: attempt 1 of 5 in 60 s") == 1
 
@@ -326,4 +362,18 @@ def test_a_first_step_that_never_comes_is_a_stall_too(cloud, sit):
     cloud.answers("describe", state("ACTIVE"))
     cloud.answers("worker.sh status", "ready\n", *["running\n"] * 21, "exit 2\n")
     cloud.answers("checkpoints/", ("", "ERROR: One or more URLs matched no objects.", 1))
-    assert sit(stalled_minutes=10)[3] == ["run", "stop", "setup", "run"]
+    assert sit(stalled_minutes=10)[3] == ["run", "save", "setup", "run"]
+
+
+def test_a_jobset_that_hangs_is_deleted_not_suspended_as_a_person_would(cloud, sit):
+    pools = [{"name": f"gemma3-4b-{number}", "status": "RUNNING"} for number in range(8)]
+    cloud.answers("node-pools list", json.dumps(pools))
+    failed = {"type": "Failed", "status": "True", "reason": "FailJobSetFailurePolicyAction"}
+    ended = json.dumps({"spec": {}, "status": {"conditions": [failed]}})
+    gone = ("", 'Error (NotFound): jobsets "gemma3-4b" not found', 1)
+    cloud.answers("get jobset", *['{"spec": {}}'] * 11, gone, ended)
+    code, _, _, _ = sit(EXAMPLES[1], stalled_minutes=10)
+    assert code == 2
+    assert not [line for line in cloud.lines if " patch " in line]
+    assert sum("--cascade=foreground" in line for line in cloud.lines) == 1
+    assert sum(" apply " in line for line in cloud.lines) == 1

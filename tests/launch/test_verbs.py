@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from launch.__main__ import main
-from launch.commands import Command, Shell
+from launch.commands import Answer, Command, Shell
+from tests.launch.conftest import ROOT
 from tests.launch.dry_runs import EXAMPLES, FILLED, ROWS, VERBS, dry_run, golden, transcript
 
 FILES = ROWS + EXAMPLES
@@ -154,6 +155,45 @@ def test_a_failure_of_the_cloud_is_one_line_with_its_reason(cloud, capsys):
     assert told.count("\n") == 1
     assert "queued-resources create" in told
     assert "failed (1): ERROR: Quota 'TPUV5P' exceeded." in told
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (
+            "ERROR: quota exceeded\n\nRecommendation: try ssh --troubleshoot\n",
+            "ERROR: quota exceeded",
+        ),
+        (
+            "ERROR: (gcloud) Could not fetch:\n - no quota\n",
+            "ERROR: (gcloud) Could not fetch: - no quota",
+        ),
+        ("ERROR: first\nERROR: last\n", "ERROR: last"),
+        ("one\ntwo\n", "two"),
+        ("", "it said nothing"),
+    ],
+)
+def test_the_reason_of_a_failure_is_its_last_error(said, reason):
+    assert Answer(code=1, out="", error=said).reason == reason
+
+
+@pytest.mark.parametrize("file", [TPU_VM, *EXAMPLES])
+def test_logs_end_with_the_code_of_what_follows_them(cloud, file):
+    cloud.answers("value(name)", "one\n")
+    cloud.answers("logs", ("", "Connection closed", 255))
+    assert main(["logs", file, *FILLED]) == 255
+
+
+def test_a_regional_cluster_has_its_nodes_in_the_one_zone(cloud, tmp_path):
+    file = tmp_path / "regional.py"
+    file.write_text((ROOT / GKE[0]).read_text().replace("Gke(", "Gke(regional=True, "))
+    for verb in ("create", "setup", "run"):
+        assert main([verb, str(file), *FILLED]) == 0
+    pool, access, apply = cloud.lines[0], cloud.lines[-4], cloud.lines[-1]
+    assert "--location=us-west4 " in pool
+    assert "--node-locations=us-west4-b " in pool
+    assert "--location=us-west4 " in access
+    assert "--context=gke_my-project_us-west4_tpus" in apply
 
 
 @pytest.mark.parametrize("verb", ["create", "logs"])

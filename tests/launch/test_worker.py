@@ -113,6 +113,26 @@ def test_stop_lets_the_process_save_and_says_that_it_was_stopped(host):
     assert (home / "log").read_text().endswith("saving\n")
 
 
+def test_a_run_that_is_saved_for_another_start_was_not_stopped(host):
+    home, call = host
+    start(host, "endless")
+    wait_for_training(home)
+    assert call("save").returncode == 0
+    wait_for(call, "exit 0")
+    assert (home / "log").read_text().endswith("saving\n")
+
+
+@pytest.mark.parametrize("verb", ["save", "stop"])
+def test_what_has_ended_or_never_began_may_be_stopped_again(host, verb):
+    _, call = host
+    ready = call(verb)
+    start(host, "crash")
+    wait_for(call, "exit 7")
+    ended = call(verb)
+    assert (ready.returncode, ready.stderr) == (ended.returncode, ended.stderr) == (0, "")
+    assert call("status").stdout == "exit 7\n"
+
+
 def test_a_start_ends_what_is_left_of_an_earlier_one(host):
     home, call = host
     start(host, "endless")

@@ -52,6 +52,11 @@ def refused(cloud, tmp_path, capsys):
         ({"name": "'a; rm -rf /'"}, "name is 'a; rm -rf /'"),
         ({"name": "'a' * 41"}, "name is 'aaaa"),
         ({"name": "'-dash'"}, "name is '-dash'"),
+        (
+            {"flags": "('--steps', '9', '--mesh.topology', 'v5e:4x4')"},
+            "flags holds '--mesh.topology': machines are rented for the mesh of configs/gemma3_27b",
+        ),
+        ({"flags": "('--mesh.data=4',)"}, "flags holds '--mesh.data=4': machines are rented"),
         ({"zone": "'us-east5'"}, "zone is 'us-east5': give --zone"),
         ({"zone": "'us-east5-a --x'"}, "zone is"),
         ({"revision": "'--output=x'"}, "revision is"),
