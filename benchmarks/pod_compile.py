@@ -53,8 +53,8 @@ class Task:
                 lambda candidate: compile_for(candidate, slices),
                 offload=self.kind == "lean_offload",
             )
-            if lean is not None:
-                config, found, tried = lean.config, lean.compiled, lean.tried
+            config, tried = lean.config, lean.tried
+            found = lean.compiled if lean.fits else None
         return vars(self) | {
             "versions": {name: version(name) for name in ("jax", "libtpu")},
             "commit": commit(),

@@ -50,6 +50,11 @@ def head(plan: Plan) -> list[str]:
 
 def lean_remat(found: Found) -> list[str]:
     """The policy that was found, as the flags that a config or a command line takes."""
+    if not found.fits:
+        return [
+            "  lean    no policy does: what follows is of --compute.remat full, which takes more "
+            f"than {HBM_SHARE:.0%} of the chip's HBM"
+        ]
     compute = found.config.compute
     lists = {"saved": compute.saved, "offloaded": compute.offloaded}
     flags = [f"--compute.{name} {' '.join(kept)}" for name, kept in lists.items() if kept]
