@@ -16,16 +16,15 @@ from gemma_train.model.flops import parameter_count
 from gemma_train.planning.collectives import Collective, collectives
 from gemma_train.planning.compiled import Compiled
 from gemma_train.planning.memory import (
-    BFLOAT16,
     FLOAT32,
     chip_tokens,
-    layer_parameters,
     padded_gradient_bytes,
     state_bytes,
     table_parts,
 )
 from gemma_train.planning.program import Buffer, Program, read
 from gemma_train.planning.slices import Slices
+from gemma_train.planning.traffic import expected_gathers
 
 LARGEST_ALL_REDUCE = 64 * 2**20  # bytes of one plain all-reduce inside a scan body
 ALL_REDUCE_SHARE = 0.02  # of the bf16 weights: all plain all-reduces of a step together
@@ -75,7 +74,7 @@ def gates(config: RunConfig, slices: Slices, compiled: Compiled) -> list[Gate]:
 
 def weight_bytes(config: RunConfig) -> int:
     """Bytes of all parameters in the compute dtype, once."""
-    return _width(config) * parameter_count(config.model)
+    return config.compute.bytes * parameter_count(config.model)
 
 
 def all_reduce_gates(config: RunConfig, found: Iterable[Collective]) -> list[Gate]:
@@ -146,38 +145,9 @@ def gather_gate(config: RunConfig, found: Iterable[Collective]) -> Gate:
     return Gate(
         name="all-gathers of a step",
         found_bytes=sum(one.step_bytes for one in gathers),
-        limit_bytes=SLACK * expected_gathers(config) + SMALL,
+        limit_bytes=SLACK * expected_gathers(config).total + SMALL,
         worst=_most(gathers),
     )
-
-
-def expected_gathers(config: RunConfig) -> int:
-    """Bytes of full tensors that a step gathers, per chip.
-
-    Layers' weights forward and backward, hop by hop; the table's rows for the look-up and its
-    columns for the loss; every token for the chips that hold other rows of the table; keys and
-    values of every layer along seq.
-    """
-    model, mesh, width = config.model, config.mesh, _width(config)
-    passes = 1 if config.compute.remat == "none" else 2
-    layers = passes * model.layers * layer_parameters(model) * width * hops(config)
-    rows = table_parts(config)
-    split = mesh.data * mesh.seq
-    table = model.vocabulary * model.width * width
-    tables = (table * rows / split if rows > 1 else 0) + (table / rows if split > rows else 0)
-    tokens = chip_tokens(config) * rows * (model.width * width + 8) if rows > 1 else 0
-    keys = 0.0
-    if mesh.seq > 1:
-        heads = 2 * model.key_value_heads * model.head_dimension * width
-        keys = passes * model.layers * chip_tokens(config) * mesh.seq * heads
-    return math.ceil(config.accumulation * (layers + tables + tokens + keys))
-
-
-def hops(config: RunConfig) -> float:
-    """A weight's all-gathers together, over its size: 1 + 1 / (the larger axis), for two axes."""
-    sizes = sorted(size for axis, size in config.mesh.axis_sizes.items() if axis != "replica")
-    sizes = [size for size in sizes if size > 1]
-    return sum(1 / math.prod(sizes[number + 1 :]) for number in range(len(sizes)))
 
 
 def between_slices_gate(config: RunConfig, found: Iterable[Collective]) -> Gate:
@@ -244,7 +214,3 @@ def _named(one: Collective | None) -> str:
         return ""
     over = " x ".join(one.axes) or f"{one.group} chips"
     return f"{one.executions} x {one.dtype}{list(one.shape)} over {over}, {one.place}"
-
-
-def _width(config: RunConfig) -> int:
-    return BFLOAT16 if config.compute.dtype == "bfloat16" else FLOAT32

@@ -112,7 +112,7 @@ def _shard_shape(x: Any) -> tuple[int, ...]:
 def activation_bytes(config: RunConfig) -> ActivationBytes:
     """A model of the rest of the step's memory on a chip."""
     tokens, model = chip_tokens(config), config.model
-    width = BFLOAT16 if config.compute.dtype == "bfloat16" else FLOAT32
+    width = config.compute.bytes
     heads = (model.query_heads + 2 * model.key_value_heads) * model.head_dimension
     inside = 4 * model.width + 2 * heads + 4 * model.hidden
     saved = model.layers * tokens * model.width * width  # the input of every layer
@@ -133,7 +133,7 @@ def activation_bytes(config: RunConfig) -> ActivationBytes:
 
 def kept_bytes(config: RunConfig, names: Iterable[str]) -> int:
     """Bytes per chip of the products of these names, of all layers."""
-    width = BFLOAT16 if config.compute.dtype == "bfloat16" else FLOAT32
+    width = config.compute.bytes
     elements = {
         name: size
         for product in products(config.model, config.data.sequence_length)

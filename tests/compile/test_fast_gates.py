@@ -10,10 +10,11 @@ import pytest
 from gemma_train.mesh import MeshConfig
 from gemma_train.planning.collectives import collectives
 from gemma_train.planning.compiled import Compiled
-from gemma_train.planning.gates import gates, hops
+from gemma_train.planning.gates import gates
 from gemma_train.planning.memory import BFLOAT16, FLOAT32, layer_parameters, state_bytes
 from gemma_train.planning.program import read, reshapes_of
 from gemma_train.planning.slices import Slices
+from gemma_train.planning.traffic import hops
 
 ONE_SLICE: dict = {}
 TWO_SLICES = {
