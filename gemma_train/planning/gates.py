@@ -110,7 +110,7 @@ def _is_replica_sum(config: RunConfig, one: Collective) -> bool:
     if one.axes != ("replica",) or one.place != "outside":
         return False
     table = _table_shard_bytes(config)
-    is_of_table = table <= one.full_bytes <= SLACK * table
+    is_of_table = table <= FLOAT32 * math.prod(one.shape) <= SLACK * table
     once = one.executions == 1 and not one.in_loop
     return once or (is_of_table and one.executions <= config.accumulation)
 

@@ -3,6 +3,7 @@
 The shapes are small and the mesh is of sixteen chips to a slice, in the two hops of a large one.
 """
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -108,8 +109,9 @@ def test_neither_the_table_nor_the_logits_are_ever_whole(changes, step_of):
 def test_between_slices_goes_a_shard_once_and_the_tables_once_a_microbatch(step_of):
     config, _, found = step_of(TWO_SLICES)
     between = [one for one in found if one.network == "dcn"]
-    table = FLOAT32 * config.model.vocabulary * config.model.width // 16
-    of_table = [one for one in between if table <= one.full_bytes < 1.05 * table]
+    shard = config.model.vocabulary * config.model.width // 16
+    table = FLOAT32 * shard
+    of_table = [one for one in between if shard <= math.prod(one.shape) < 1.05 * shard]
     assert [one.executions for one in of_table] == [config.accumulation]
     shards = state_bytes(config).gradients - table
     rest = [one for one in between if one not in of_table]

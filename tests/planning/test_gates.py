@@ -48,9 +48,10 @@ def test_shards_summed_every_microbatch_are_found(wrong, pod_run):
 
 def test_the_table_may_be_summed_every_microbatch_and_no_more_often(pod_run):
     config = pod_run(accumulation=2)
-    table = 4 * config.model.vocabulary * config.model.width // 16
-    assert all_reduces(config, full_bytes=table, executions=2, in_loop=True) == (True, True)
-    assert not all_reduces(config, full_bytes=table, executions=4, in_loop=True)[1]
+    model = config.model
+    shard = {"shape": (model.vocabulary // 4, model.width // 4), "in_loop": True}
+    assert all_reduces(config, **shard, executions=2) == (True, True)
+    assert not all_reduces(config, **shard, executions=4)[1]
 
 
 def test_the_largest_all_reduce_is_one_of_a_scan(pod_run):
