@@ -120,8 +120,9 @@ def _collectives(plan: Plan) -> tuple[str, list[str]]:
     title = "Collectives of a step, per chip"
     if plan.collectives is None:
         traffic = plan.traffic
+        why = "could not be read with this libtpu" if plan.unread else "not compiled"
         return title, [
-            "not compiled; expected of the design: "
+            f"{why}; expected of the design: "
             f"{transfer(traffic.ici_bytes)} sent within slices, "
             f"{transfer(traffic.dcn_bytes)} between them"
         ]
