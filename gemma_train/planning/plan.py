@@ -175,6 +175,8 @@ def assumptions(plan: Plan) -> list[str]:
     return [
         f"a chip reaches {assume.compute_efficiency:.0%} of its peak while it computes, and "
         f"recomputes {recomputed:.0%} of the model's FLOPs",
+        "attention's backward kernels compute scores again (7 products where the model counts 4) "
+        "and visit whole blocks: neither is in the recomputed figure",
         f"network bytes are {network}; a collective runs over {links} of "
         f"{chip.link_bandwidth / 1e9:g} GB/s, or between slices with "
         f"{chip.network_bandwidth / 1e9:g} GB/s a chip",
