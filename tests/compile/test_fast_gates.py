@@ -111,7 +111,8 @@ def test_between_slices_goes_a_shard_once_and_the_tables_once_a_microbatch(step_
     between = [one for one in found if one.network == "dcn"]
     shard = config.model.vocabulary * config.model.width // 16
     table = FLOAT32 * shard
-    of_table = [one for one in between if shard <= math.prod(one.shape) < 1.05 * shard]
+    again = [one for one in between if one.executions > 1]  # a sum of matrices has its size too
+    of_table = [one for one in again if shard <= math.prod(one.shape) < 1.05 * shard]
     assert [one.executions for one in of_table] == [config.accumulation]
     shards = state_bytes(config).gradients - table
     rest = [one for one in between if one not in of_table]
