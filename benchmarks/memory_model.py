@@ -14,6 +14,8 @@ from gemma_train.planning.plan import compile_for
 from gemma_train.planning.slices import Slices
 
 SHALLOW: Fields = {
+    "compute.remat": "full",
+    "loss.chunk": 1024,
     "model.layers": 6,
     "model.context": 1024,
     "data.sequence_length": 1024,

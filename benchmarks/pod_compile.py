@@ -3,7 +3,8 @@
 Full-depth Gemma 3 on the real TPU compiler, no TPU needed: cases A to D; with `--lean` the remat
 policy that repeats least within 90 % of a chip, with `--table-2` the meshes of the Gemma 3 report.
 Each step is compiled in a process of its own, so that its memory can be told: minutes each.
-`--keep FILE` goes on where it was, `--write docs/pods.md` puts the tables there.
+`--keep FILE` goes on where this commit was, `--write docs/pods.md` puts the tables there. The exit
+code is 1 where a case is over a limit or fails a gate.
 """
 
 import argparse
@@ -31,6 +32,8 @@ from gemma_train.planning.plan import compile_for, make_plan
 from gemma_train.planning.slices import Slices
 
 Result = dict[str, Any]  # a line of the file that is kept
+ROOT = Path(__file__).parent.parent
+CHANGED = "-dirty"  # behind a commit: no two such are known to be the same
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +56,8 @@ class Task:
                 lambda candidate: compile_for(candidate, slices),
                 offload=self.kind == "lean_offload",
             )
-            if lean is not None:
-                config, found, tried = lean.config, lean.compiled, lean.tried
+            config, tried = lean.config, lean.tried
+            found = lean.compiled if lean.fits else None
         return vars(self) | {
             "versions": {name: version(name) for name in ("jax", "libtpu")},
             "commit": commit(),
@@ -82,6 +85,7 @@ def told(config: RunConfig, slices: Slices, found: Compiled | TooLarge | None) -
         assume=Assumptions(),
         cost_inputs=CostConfig(),
     )
+    assert not plan.unread, "the collectives could not be read with this libtpu"
     compute = config.compute
     return {
         "parameters": parameter_count(config.model),
@@ -108,10 +112,14 @@ def told(config: RunConfig, slices: Slices, found: Compiled | TooLarge | None) -
 
 
 def commit() -> str:
-    """The commit that is compiled, marked where files differ from it; "" outside a checkout."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
-    return done.stdout.strip()
+    """The commit that is compiled, marked where its code is changed; "" outside a checkout."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], capture_output=True, text=True, cwd=ROOT)
+        return done.stdout.strip()
+
+    changed = git("status", "--porcelain", "--", "gemma_train", "benchmarks", "configs")
+    return git("rev-parse", "--short", "HEAD") + (CHANGED if changed else "")
 
 
 class Kept:
@@ -124,11 +132,18 @@ class Kept:
 
     def of(self, task: Task) -> Result:
         """The result of a task, kept or made now."""
-        for result in self._results:
-            if all(result[name] == value for name, value in vars(task).items()):
-                print(f"{task.kind} of {task.name}: kept, of commit {result['commit']}", flush=True)
+        what, now = f"{task.kind} of {task.name}", commit()
+        same = [
+            result
+            for result in self._results
+            if all(result[name] == value for name, value in vars(task).items())
+        ]
+        for result in same:
+            if result["commit"] == now and not now.endswith(CHANGED):
+                print(f"{what}: kept, of commit {now}", flush=True)
                 return result
-        print(f"{task.kind} of {task.name}: compiling", flush=True)
+        again = "of another commit: compiled anew" if same else "compiling"
+        print(f"{what}: {again}", flush=True)
         result = task.run_apart()
         if self._file:
             with self._file.open("a") as file:
@@ -136,19 +151,21 @@ class Kept:
         return result
 
 
-def main() -> None:
+def main() -> int:
+    """The exit code: 1 where a case is over a limit, fails a gate, or does not fit."""
     arguments = _arguments()
     jax.config.update("jax_platforms", "cpu")  # with libtpu here, jax would look for a TPU
     if arguments.task:
         print(json.dumps(Task(**json.loads(arguments.task)).run()))
-        return
+        return 0
     kept, layers = Kept(arguments.keep), arguments.layers
 
     def result(kind: str, name: str) -> Result:
         return kept.of(Task(kind=kind, name=name, layers=layers))
 
     names = arguments.cases or sorted(CASES)
-    tables = {"cases": pod_tables.cases([result("plan", name) for name in names])}
+    cases = [result("plan", name) for name in names]
+    tables = {"cases": pod_tables.cases(cases)}
     if arguments.lean:
         found = []
         for name in names:
@@ -167,6 +184,10 @@ def main() -> None:
         for name, table in tables.items():
             page = pod_tables.replaced(page, name, table)
         arguments.write.write_text(page)
+    failures = [line for case in cases for line in pod_tables.failures(case)]
+    for line in failures:
+        print(line, file=sys.stderr)
+    return 1 if failures else 0
 
 
 def _arguments() -> argparse.Namespace:
@@ -185,4 +206,4 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -53,6 +53,19 @@ def _case(result: Result) -> list[tuple[str, ...]]:
     return table
 
 
+def failures(result: Result) -> list[str]:
+    """A line for every limit that a case is over and for every gate that it fails."""
+    name, step = result["name"], result["step"]
+    if step is None:
+        return [f"{name}: does not fit"]
+    over = [
+        f"{name}: {what} is {ours} GB, at most {limit}"
+        for _, what, _, _, ours, _, limit, verdict in _case(result)
+        if verdict == "over"
+    ]
+    return over + [f"{name}: {gate['told']}" for gate in step["gates"] if not gate["holds"]]
+
+
 def _compared(
     title: str, what: str, figures: Sequence[float], limit: float | None
 ) -> tuple[str, ...]:

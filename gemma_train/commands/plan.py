@@ -108,7 +108,5 @@ def _compiled(
             **PLAIN,
         )
         return config, None
-    if found is None:
-        return config, compiled(config)  # which the compiler refuses, or which fills the chip
     _print(console, text.lean_remat(found))
     return found.config, found.compiled

@@ -112,6 +112,11 @@ class ComputeConfig:
         require(not twice, f"compute.offloaded names {', '.join(twice)}, as compute.saved does")
 
     @property
+    def bytes(self) -> int:
+        """Of one number of the compute dtype."""
+        return 2 if self.dtype == "bfloat16" else 4
+
+    @property
     def kept(self) -> tuple[str, ...]:
         """The products that save_named does not compute again."""
         return self.saved + self.offloaded

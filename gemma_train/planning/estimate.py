@@ -12,7 +12,7 @@ from gemma_train.errors import UserError, require
 from gemma_train.metrics.peak import model_flops_utilization, peak_flops
 from gemma_train.model.flops import training_flops_per_token
 from gemma_train.model.remat import recomputed_flops_per_token
-from gemma_train.planning.memory import BFLOAT16, FLOAT32, StateBytes, layer_parameters
+from gemma_train.planning.memory import FLOAT32, StateBytes, layer_parameters
 from gemma_train.planning.slices import Slices
 from gemma_train.planning.traffic import Traffic
 
@@ -124,7 +124,7 @@ def hbm_bytes(config: RunConfig, state: StateBytes) -> float:
     the forward, the recomputed and (twice) the backward pass; logits likewise.
     """
     model, tokens = config.model, config.step_tokens / config.mesh.devices
-    width = BFLOAT16 if config.compute.dtype == "bfloat16" else FLOAT32
+    width = config.compute.bytes
     optimizer = 2 * (state.parameters + state.moments) + 3 * state.gradients
     weights = 7 * layer_parameters(model) * width * model.layers * config.accumulation
     heads = (2 * model.query_heads + 2 * model.key_value_heads) * model.head_dimension

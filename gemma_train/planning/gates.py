@@ -16,19 +16,20 @@ from gemma_train.model.flops import parameter_count
 from gemma_train.planning.collectives import Collective, collectives
 from gemma_train.planning.compiled import Compiled
 from gemma_train.planning.memory import (
-    BFLOAT16,
     FLOAT32,
     chip_tokens,
-    layer_parameters,
+    padded_gradient_bytes,
     state_bytes,
     table_parts,
 )
 from gemma_train.planning.program import Buffer, Program, read
 from gemma_train.planning.slices import Slices
+from gemma_train.planning.traffic import expected_gathers
 
-LARGEST_ALL_REDUCE = 64 * 2**20  # bytes of one plain all-reduce within a step
+LARGEST_ALL_REDUCE = 64 * 2**20  # bytes of one plain all-reduce inside a scan body
 ALL_REDUCE_SHARE = 0.02  # of the bf16 weights: all plain all-reduces of a step together
 SLACK = 1.02  # padding of tiles, and figures of a few tokens
+LARGEST_PADDING = 1.7  # of shards to whole tiles; a second sum would be 2
 SMALL = 2**20  # bytes of a step that are no weight's: what a small model is allowed at least
 
 
@@ -73,21 +74,18 @@ def gates(config: RunConfig, slices: Slices, compiled: Compiled) -> list[Gate]:
 
 def weight_bytes(config: RunConfig) -> int:
     """Bytes of all parameters in the compute dtype, once."""
-    return _width(config) * parameter_count(config.model)
+    return config.compute.bytes * parameter_count(config.model)
 
 
 def all_reduce_gates(config: RunConfig, found: Iterable[Collective]) -> list[Gate]:
-    """Plain all-reduces, but for those that are meant: of shards over replica, behind the layers.
+    """Plain all-reduces, but for those that are meant: of shards over replica, once a step.
 
     Left are sums of losses and of the gradients of norms. A weight's gradient among them would
-    travel whole, twice around the ring.
+    travel whole, twice around the ring; within a scan's body, once a turn.
     """
-    plain = [
-        one
-        for one in found
-        if one.kind == "all-reduce" and not (one.axes == ("replica",) and one.place == "outside")
-    ]
-    largest = max(plain, key=lambda one: one.full_bytes, default=None)
+    plain = [one for one in found if one.kind == "all-reduce" and not _is_replica_sum(config, one)]
+    in_scans = [one for one in plain if one.in_loop or one.place != "outside"]
+    largest = max(in_scans, key=lambda one: one.full_bytes, default=None)
     return [
         Gate(
             name="largest all-reduce",
@@ -104,15 +102,34 @@ def all_reduce_gates(config: RunConfig, found: Iterable[Collective]) -> list[Gat
     ]
 
 
+def _is_replica_sum(config: RunConfig, one: Collective) -> bool:
+    """Whether it sums shards of gradients over replica as the design asks.
+
+    That is once a step; of the table once a microbatch, for the loss gives it summed.
+    """
+    if one.axes != ("replica",) or one.place != "outside":
+        return False
+    table = _table_shard_bytes(config)
+    is_of_table = table <= FLOAT32 * math.prod(one.shape) <= SLACK * table
+    once = one.executions == 1 and not one.in_loop
+    return once or (is_of_table and one.executions <= config.accumulation)
+
+
 def float32_gather_gate(config: RunConfig, found: Iterable[Collective]) -> Gate:
     """The largest all-gather of float32: stacked norm scales and a chunk's token weights may be.
 
-    A weight that is gathered ahead of its cast travels twice as wide.
+    A weight that is gathered ahead of its cast travels twice as wide. What is gathered over
+    replica alone is no weight, for none is split over it: XLA sums large shards between slices in
+    parts, and gathers these within each.
     """
     model = config.model
     scales = math.ceil(model.layers / len(model.pattern)) * model.width
     chunk = min(config.loss.chunk, chip_tokens(config)) * table_parts(config)
-    wide = [one for one in found if one.kind == "all-gather" and one.dtype == "f32"]
+    wide = [
+        one
+        for one in found
+        if one.kind == "all-gather" and one.dtype == "f32" and one.axes != ("replica",)
+    ]
     largest = max(wide, key=lambda one: one.full_bytes, default=None)
     return Gate(
         name="largest all-gather of float32",
@@ -128,54 +145,32 @@ def gather_gate(config: RunConfig, found: Iterable[Collective]) -> Gate:
     return Gate(
         name="all-gathers of a step",
         found_bytes=sum(one.step_bytes for one in gathers),
-        limit_bytes=SLACK * expected_gathers(config) + SMALL,
+        limit_bytes=SLACK * expected_gathers(config).total + SMALL,
         worst=_most(gathers),
     )
-
-
-def expected_gathers(config: RunConfig) -> int:
-    """Bytes of full tensors that a step gathers, per chip.
-
-    Layers' weights forward and backward, hop by hop; the table's rows for the look-up and its
-    columns for the loss; every token for the chips that hold other rows of the table; keys and
-    values of every layer along seq.
-    """
-    model, mesh, width = config.model, config.mesh, _width(config)
-    passes = 1 if config.compute.remat == "none" else 2
-    layers = passes * model.layers * layer_parameters(model) * width * hops(config)
-    rows = table_parts(config)
-    split = mesh.data * mesh.seq
-    table = model.vocabulary * model.width * width
-    tables = (table * rows / split if rows > 1 else 0) + (table / rows if split > rows else 0)
-    tokens = chip_tokens(config) * rows * (model.width * width + 8) if rows > 1 else 0
-    keys = 0.0
-    if mesh.seq > 1:
-        heads = 2 * model.key_value_heads * model.head_dimension * width
-        keys = passes * model.layers * chip_tokens(config) * mesh.seq * heads
-    return math.ceil(config.accumulation * (layers + tables + tokens + keys))
-
-
-def hops(config: RunConfig) -> float:
-    """A weight's all-gathers together, over its size: 1 + 1 / (the larger axis), for two axes."""
-    sizes = sorted(size for axis, size in config.mesh.axis_sizes.items() if axis != "replica")
-    sizes = [size for size in sizes if size > 1]
-    return sum(1 / math.prod(sizes[number + 1 :]) for number in range(len(sizes)))
 
 
 def between_slices_gate(config: RunConfig, found: Iterable[Collective]) -> Gate:
     """Bytes between slices against the float32 gradients that a chip keeps: summed once.
 
-    Of the table once a microbatch, for the loss gives it summed.
+    Of the table once a microbatch, for the loss gives it summed. A shard travels in whole tiles:
+    of 10 rows as 16.
     """
     between = [one for one in found if one.network == "dcn"]
-    table = FLOAT32 * config.model.vocabulary * config.model.width
-    again = (config.accumulation - 1) * table / (config.mesh.data * config.mesh.seq)
+    once = min(padded_gradient_bytes(config), LARGEST_PADDING * state_bytes(config).gradients)
+    again = (config.accumulation - 1) * _table_shard_bytes(config)
     return Gate(
         name="bytes between slices",
         found_bytes=sum(one.step_bytes for one in between),
-        limit_bytes=SLACK * (state_bytes(config).gradients + again) + SMALL,
+        limit_bytes=SLACK * (once + again) + SMALL,
         worst=_most(between),
     )
+
+
+def _table_shard_bytes(config: RunConfig) -> float:
+    """The float32 gradient of the table that a chip keeps."""
+    table = FLOAT32 * config.model.vocabulary * config.model.width
+    return table / (config.mesh.data * config.mesh.seq)
 
 
 def vocabulary_gates(config: RunConfig, program: str | Program) -> list[Gate]:
@@ -219,7 +214,3 @@ def _named(one: Collective | None) -> str:
         return ""
     over = " x ".join(one.axes) or f"{one.group} chips"
     return f"{one.executions} x {one.dtype}{list(one.shape)} over {over}, {one.place}"
-
-
-def _width(config: RunConfig) -> int:
-    return BFLOAT16 if config.compute.dtype == "bfloat16" else FLOAT32

@@ -8,8 +8,11 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from gemma_train.config import RunConfig
-from gemma_train.model.config import SAVABLE, ComputeConfig
+from gemma_train.model.config import ComputeConfig
+from gemma_train.model.remat import products
 from gemma_train.planning.compiled import Compiled, TooLarge
 from gemma_train.planning.estimate import recomputed_flops
 from gemma_train.planning.memory import kept_bytes
@@ -17,6 +20,7 @@ from gemma_train.planning.slices import Slices
 
 HBM_SHARE = 0.9  # of a chip's memory that a step may fill
 HOST_SHARE = 0.5  # of a chip's share of its host's memory, for offloaded products
+MOST_TRIED = 6  # compilations of one search, that of full remat among them
 
 Compile = Callable[[RunConfig], Compiled | TooLarge]
 
@@ -26,38 +30,69 @@ class Found:
     """The policy, the config with it, and what the compiler made of that."""
 
     config: RunConfig
-    compiled: Compiled
+    compiled: Compiled | TooLarge
     tried: int  # configs that were compiled
+    fits: bool  # within HBM_SHARE of the chip; if not, it is full remat, which is the least
+
+
+class _Expected:
+    """Bytes on the chip for each byte that a policy keeps there, and for each that it offloads.
+
+    One and next to none, until steps were compiled: then the nearest figures that agree with them.
+    """
+
+    def __init__(self, layers: int) -> None:
+        # On the host's way are a layer's products that leave and a layer's that come back.
+        self._first = np.array([1.0, 2 / layers])
+        self._sizes: list[tuple[int, int]] = []
+        self._errors: list[float] = []
+        self._figures = self._first
+
+    def bytes(self, config: RunConfig) -> float:
+        """What the products kept by `config` take of a chip."""
+        return float(self._figures @ _sizes(config))
+
+    def learn(self, config: RunConfig, found_bytes: float) -> None:
+        """Agree with what the compiler found that they take."""
+        self._sizes.append(_sizes(config))
+        self._errors.append(found_bytes - float(self._first @ _sizes(config)))
+        nearest = np.linalg.lstsq(np.array(self._sizes, float), np.array(self._errors))[0]
+        self._figures = np.maximum(self._first + nearest, 0.0)
+
+
+def _sizes(config: RunConfig) -> tuple[int, int]:
+    """Bytes per chip that the policy of `config` keeps: on the chip, on the host."""
+    compute = config.compute
+    return kept_bytes(config, compute.saved), kept_bytes(config, compute.offloaded)
 
 
 def find_lean_remat(
     config: RunConfig, slices: Slices, compile_step: Compile, *, offload: bool
-) -> Found | None:
-    """The policy that repeats the fewest FLOPs within HBM_SHARE of the chip; None if none fits.
+) -> Found:
+    """The policy that repeats the fewest FLOPs within HBM_SHARE of the chip, else full remat.
 
     With `offload` products may go to the host; among equals the least goes there. Each compilation
-    takes minutes.
+    takes minutes: after MOST_TRIED the search ends with full remat.
     """
     limit = HBM_SHARE * slices.chip.hbm_bytes
     base = replace(config, compute=replace(config.compute, remat="full"))
-    plain, tried = compile_step(base), 1
+    plain = compile_step(base)
+    fits = isinstance(plain, Compiled) and plain.peak_bytes <= limit
+    full = Found(config=base, compiled=plain, tried=1, fits=fits)
     if isinstance(plain, TooLarge):
-        return None
-    overhead = 1.0  # bytes that a kept byte takes, as the compiler has said so far
-    room = limit - plain.peak_bytes
+        return full
+    expected, tried = _Expected(config.model.layers), 1
     for candidate in _from_the_least_recomputed(base, slices, offload=offload):
-        kept = kept_bytes(candidate, candidate.compute.saved)
-        if kept * overhead > room:
-            continue
-        if not candidate.compute.kept:
+        if tried == MOST_TRIED or not candidate.compute.kept:
             break
+        if plain.peak_bytes + expected.bytes(candidate) > limit:
+            continue
         found, tried = compile_step(candidate), tried + 1
-        if isinstance(found, Compiled) and found.peak_bytes <= limit:
-            return Found(config=candidate, compiled=found, tried=tried)
         needed = found.peak_bytes if isinstance(found, Compiled) else found.needed_bytes
-        overhead = max(overhead, (needed - plain.peak_bytes) / max(kept, 1))
-    fits = plain.peak_bytes <= limit
-    return Found(config=base, compiled=plain, tried=tried) if fits else None
+        if isinstance(found, Compiled) and needed <= limit:
+            return Found(config=candidate, compiled=found, tried=tried, fits=True)
+        expected.learn(candidate, needed - plain.peak_bytes)
+    return replace(full, tried=tried)
 
 
 def _from_the_least_recomputed(
@@ -66,24 +101,33 @@ def _from_the_least_recomputed(
     """The config with each policy that the host can hold, fewest FLOPs first, then fewest bytes."""
 
     def rank(candidate: RunConfig) -> tuple[float, int, int]:
-        compute = candidate.compute
-        host, device = (
-            kept_bytes(candidate, names) for names in (compute.offloaded, compute.saved)
-        )
+        device, host = _sizes(candidate)
         return recomputed_flops(candidate), host, device
 
-    found = [replace(config, compute=compute) for compute in _policies(config.compute, offload)]
+    found = [replace(config, compute=compute) for compute in _policies(config, offload)]
     host_bytes = HOST_SHARE * slices.chip.host_bytes
-    allowed = [one for one in found if kept_bytes(one, one.compute.offloaded) <= host_bytes]
+    allowed = [one for one in found if _sizes(one)[1] <= host_bytes]
     return iter(sorted(allowed, key=rank))
 
 
-def _policies(compute: ComputeConfig, offload: bool) -> Iterator[ComputeConfig]:
-    """Each product kept on the device, on the host where that is allowed, or not at all."""
-    places = ("device", "host", "nowhere") if offload else ("device", "nowhere")
-    for chosen in itertools.product(places, repeat=len(SAVABLE)):
+def _policies(config: RunConfig, offload: bool) -> Iterator[ComputeConfig]:
+    """Each product of a layer kept or not; of a kept one each name on the device or the host.
+
+    What one product makes is kept together, for one name that is not costs the whole product.
+    """
+    places = ("device", "host") if offload else ("device",)
+    ways: list[list[dict[str, str]]] = [
+        [{}]
+        + [
+            dict(zip(product.elements, chosen, strict=True))
+            for chosen in itertools.product(places, repeat=len(product.elements))
+        ]
+        for product in products(config.model, config.data.sequence_length)
+    ]
+    for combined in itertools.product(*ways):
+        place_of = {name: place for way in combined for name, place in way.items()}
         saved, offloaded = (
-            tuple(name for name, place in zip(SAVABLE, chosen, strict=True) if place == wanted)
+            tuple(name for name, place in place_of.items() if place == wanted)
             for wanted in ("device", "host")
         )
-        yield replace(compute, remat="save_named", saved=saved, offloaded=offloaded)
+        yield replace(config.compute, remat="save_named", saved=saved, offloaded=offloaded)

@@ -21,6 +21,7 @@ from gemma_train.training.state import initial_state
 from gemma_train.zero3 import split
 
 FLOAT32, BFLOAT16 = 4, 2
+TILE_ROWS = 8  # of a tile of 32-bit numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,23 +64,55 @@ def abstract_mesh(config: RunConfig) -> AbstractMesh:
 @functools.lru_cache(maxsize=256)  # fitting asks for many configs, some of them again
 def state_bytes(config: RunConfig) -> StateBytes:
     """Parameters, moments and gradients as they lie on a chip of the run's mesh."""
-    with jax.sharding.use_abstract_mesh(abstract_mesh(config)):
-        state = jax.eval_shape(lambda: initial_state(config))
+    state = _state(config)
     parameters = _bytes(state.model)
     return StateBytes(parameters=parameters, moments=_bytes(state.moments), gradients=parameters)
 
 
+def padded_gradient_bytes(config: RunConfig) -> int:
+    """The gradients of a chip with the rows of every shard in whole tiles of TPUs.
+
+    Rows are the last dimension but one, or the model width, which XLA may turn there.
+    """
+    total = 0
+    for x in jax.tree.leaves(_state(config).model):
+        shard = _shard_shape(x)
+        rows = {
+            axis
+            for axis in range(len(shard))
+            if axis == len(shard) - 2 or x.shape[axis] == config.model.width
+        }
+        size = math.prod(shard) * x.dtype.itemsize
+        if len(shard) > 1:
+            padded = (size // shard[axis] * _in_tiles(shard[axis]) for axis in rows)
+            size = max(padded, default=size)
+        total += size
+    return total
+
+
+def _in_tiles(rows: int) -> int:
+    return math.ceil(rows / TILE_ROWS) * TILE_ROWS
+
+
+def _state(config: RunConfig) -> Any:
+    """The types of the run's state, shardings included."""
+    with jax.sharding.use_abstract_mesh(abstract_mesh(config)):
+        return jax.eval_shape(lambda: initial_state(config))
+
+
 def _bytes(tree: Any) -> int:
-    """Bytes per chip; a leaf without a sharding is a counter, whole on every chip."""
-    leaves = jax.tree.leaves(tree)
-    shapes = [x.sharding.shard_shape(x.shape) if x.sharding else x.shape for x in leaves]
-    return sum(math.prod(s) * x.dtype.itemsize for s, x in zip(shapes, leaves, strict=True))
+    return sum(math.prod(_shard_shape(x)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def _shard_shape(x: Any) -> tuple[int, ...]:
+    """What of `x` a chip holds; a leaf without a sharding is a counter, whole on every chip."""
+    return x.sharding.shard_shape(x.shape) if x.sharding else x.shape
 
 
 def activation_bytes(config: RunConfig) -> ActivationBytes:
     """A model of the rest of the step's memory on a chip."""
     tokens, model = chip_tokens(config), config.model
-    width = BFLOAT16 if config.compute.dtype == "bfloat16" else FLOAT32
+    width = config.compute.bytes
     heads = (model.query_heads + 2 * model.key_value_heads) * model.head_dimension
     inside = 4 * model.width + 2 * heads + 4 * model.hidden
     saved = model.layers * tokens * model.width * width  # the input of every layer
@@ -100,7 +133,7 @@ def activation_bytes(config: RunConfig) -> ActivationBytes:
 
 def kept_bytes(config: RunConfig, names: Iterable[str]) -> int:
     """Bytes per chip of the products of these names, of all layers."""
-    width = BFLOAT16 if config.compute.dtype == "bfloat16" else FLOAT32
+    width = config.compute.bytes
     elements = {
         name: size
         for product in products(config.model, config.data.sequence_length)

@@ -60,7 +60,7 @@ class Plan:
     recomputed_flops_per_token: float
     memory: Memory
     compile_seconds: float | None
-    collectives: list[Total] | None  # None without a compiled program
+    collectives: list[Total] | None  # None without a compiled program that can be read
     gates: list[Gate] | None  # the same
     traffic: Traffic
     estimate: Estimate
@@ -68,6 +68,11 @@ class Plan:
     cost: Cost
     cost_inputs: CostConfig
     changes: list[Change]  # that would make it fit, where it does not
+
+    @property
+    def unread(self) -> bool:
+        """Whether there is a compiled program whose collectives could not be read."""
+        return self.memory.source == "compiled" and self.collectives is None
 
     @property
     def tokens(self) -> int:
@@ -92,10 +97,9 @@ def make_plan(
     """The plan of `config`, from what the compiler found or, with None, from counting alone."""
     slices.check(config.mesh)
     memory = _memory(config, slices, compiled)
-    found = None
+    found, held = _read(config, slices, compiled) or (None, None)
     traffic = expected_traffic(config, memory.state)
-    if isinstance(compiled, Compiled):
-        found = totals(collectives(compiled.program, config.mesh.axis_sizes))
+    if found is not None:
         traffic = compiled_traffic(found, host_bytes=traffic.host_bytes)
     estimate = estimate_step(
         config,
@@ -114,7 +118,7 @@ def make_plan(
         memory=memory,
         compile_seconds=compiled.seconds if compiled else None,
         collectives=found,
-        gates=gates(config, slices, compiled) if isinstance(compiled, Compiled) else None,
+        gates=held,
         traffic=traffic,
         estimate=estimate,
         assume=assume,
@@ -124,6 +128,23 @@ def make_plan(
         if memory.fits
         else changes_that_fit(config, memory.peak_bytes, memory.usable_bytes),
     )
+
+
+def _read(
+    config: RunConfig, slices: Slices, compiled: Compiled | TooLarge | None
+) -> tuple[list[Total], list[Gate]] | None:
+    """The collectives and the gates of a compiled program.
+
+    None where there is none, and of a text that another libtpu writes in another way: its memory
+    is known all the same.
+    """
+    if not isinstance(compiled, Compiled):
+        return None
+    try:
+        found = totals(collectives(compiled.program, config.mesh.axis_sizes))
+        return found, gates(config, slices, compiled)
+    except (KeyError, StopIteration, ValueError):
+        return None
 
 
 def _memory(config: RunConfig, slices: Slices, compiled: Compiled | TooLarge | None) -> Memory:
@@ -154,6 +175,8 @@ def assumptions(plan: Plan) -> list[str]:
     return [
         f"a chip reaches {assume.compute_efficiency:.0%} of its peak while it computes, and "
         f"recomputes {recomputed:.0%} of the model's FLOPs",
+        "attention's backward kernels compute scores again (7 products where the model counts 4) "
+        "and visit whole blocks: neither is in the recomputed figure",
         f"network bytes are {network}; a collective runs over {links} of "
         f"{chip.link_bandwidth / 1e9:g} GB/s, or between slices with "
         f"{chip.network_bandwidth / 1e9:g} GB/s a chip",

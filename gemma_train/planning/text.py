@@ -50,6 +50,11 @@ def head(plan: Plan) -> list[str]:
 
 def lean_remat(found: Found) -> list[str]:
     """The policy that was found, as the flags that a config or a command line takes."""
+    if not found.fits:
+        return [
+            "  lean    no policy does: what follows is of --compute.remat full, which takes more "
+            f"than {HBM_SHARE:.0%} of the chip's HBM"
+        ]
     compute = found.config.compute
     lists = {"saved": compute.saved, "offloaded": compute.offloaded}
     flags = [f"--compute.{name} {' '.join(kept)}" for name, kept in lists.items() if kept]
@@ -115,8 +120,9 @@ def _collectives(plan: Plan) -> tuple[str, list[str]]:
     title = "Collectives of a step, per chip"
     if plan.collectives is None:
         traffic = plan.traffic
+        why = "could not be read with this libtpu" if plan.unread else "not compiled"
         return title, [
-            "not compiled; expected of the design: "
+            f"{why}; expected of the design: "
             f"{transfer(traffic.ici_bytes)} sent within slices, "
             f"{transfer(traffic.dcn_bytes)} between them"
         ]

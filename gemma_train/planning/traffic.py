@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from gemma_train.config import RunConfig
 from gemma_train.planning.collectives import Total
 from gemma_train.planning.memory import (
-    BFLOAT16,
-    FLOAT32,
     StateBytes,
     kept_bytes,
     layer_parameters,
@@ -33,30 +31,63 @@ def compiled_traffic(totals: Iterable[Total], *, host_bytes: float) -> Traffic:
     return Traffic(ici_bytes=sent["ici"], dcn_bytes=sent["dcn"], host_bytes=host_bytes)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Gathers:
+    """Bytes of full tensors that the design gathers in a step, per chip."""
+
+    layers: float  # weights, forward and where remat needs them again, hop by hop
+    table: float  # its rows for the look-up, its columns for the loss
+    tokens: float  # every token, for the chips that hold other rows of the table
+    keys: float  # keys and values of every layer along seq, as often as weights
+
+    @property
+    def total(self) -> int:
+        return math.ceil(self.layers + self.table + self.tokens + self.keys)
+
+
+def expected_gathers(config: RunConfig) -> Gathers:
+    """What a step of `config` gathers, all its microbatches together."""
+    model, mesh, width = config.model, config.mesh, config.compute.bytes
+    passes = 1 if config.compute.remat == "none" else 2
+    rows, split = table_parts(config), mesh.data * mesh.seq
+    tokens = config.step_tokens / mesh.devices  # of a chip, all microbatches
+    table = model.vocabulary * model.width * width
+    tables = (table * rows / split if rows > 1 else 0) + (table / rows if split > rows else 0)
+    layers = passes * model.layers * layer_parameters(model) * width * hops(config)
+    keys = 2 * model.key_value_heads * model.head_dimension * width
+    return Gathers(
+        layers=config.accumulation * layers,
+        table=config.accumulation * tables,
+        tokens=tokens * rows * (model.width * width + 8) if rows > 1 else 0.0,
+        keys=passes * model.layers * tokens * mesh.seq * keys if mesh.seq > 1 else 0.0,
+    )
+
+
+def hops(config: RunConfig) -> float:
+    """A weight's all-gathers together, over its size: 1 + 1 / (the larger axis), for two axes."""
+    sizes = sorted(size for axis, size in config.mesh.axis_sizes.items() if axis != "replica")
+    sizes = [size for size in sizes if size > 1]
+    return sum(1 / math.prod(sizes[number + 1 :]) for number in range(len(sizes)))
+
+
 def expected_traffic(config: RunConfig, state: StateBytes) -> Traffic:
     """The bytes that the step's design asks for.
 
-    Layers' weights are gathered forward and backward and their gradients scattered; the table's
-    columns and rows likewise; chunks of tokens meet the chips that hold other rows; keys and
-    values of global layers meet along seq; gradients are summed over replica on the shard;
-    offloaded activations go to the host and come back.
+    What is gathered is sent but for a chip's own part, and sent back once as a gradient; gradients
+    are summed over replica on the shard; offloaded activations go to the host and come back.
     """
-    model, mesh = config.model, config.mesh
-    width = BFLOAT16 if config.compute.dtype == "bfloat16" else FLOAT32
-    split, tokens = mesh.data * mesh.seq, config.step_tokens / mesh.devices
-    parts = table_parts(config)
-    passes = 2 if config.compute.remat == "none" else 3
-    layers = passes * layer_parameters(model) * width * model.layers * (split - 1) / split
-    table = 4 * model.vocabulary * model.width * width / math.isqrt(split) if split > 1 else 0
-    chunks = 2 * tokens * (parts - 1) * model.width * width
-    keys = 2 * model.key_value_heads * model.head_dimension * width
-    gathered_keys = 3 * model.kinds.count("global") * tokens * (mesh.seq - 1) * keys
+    mesh, gathered = config.mesh, expected_gathers(config)
+    split, rows = mesh.data * mesh.seq, table_parts(config)
+    passes = 1 if config.compute.remat == "none" else 2
+    with_gradient = (passes + 1) / passes  # of what is gathered in every pass
+    # In hops a chip still receives each other chip's part of a weight once.
+    layers = with_gradient * gathered.layers / max(hops(config), 1) * (split - 1) / split
+    keys = with_gradient * gathered.keys * (mesh.seq - 1) / mesh.seq
+    table = 2 * gathered.table
+    tokens = 2 * gathered.tokens * (rows - 1) / rows
     within, slices = mesh.replica // mesh.slices, mesh.slices
     return Traffic(
-        ici_bytes=config.accumulation * (layers + table)
-        + chunks
-        + gathered_keys
-        + 2 * state.gradients * (within - 1) / within,
+        ici_bytes=layers + table + tokens + keys + 2 * state.gradients * (within - 1) / within,
         dcn_bytes=2 * state.gradients * (slices - 1) / slices,
         host_bytes=2 * kept_bytes(config, config.compute.offloaded),
     )

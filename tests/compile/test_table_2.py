@@ -9,9 +9,10 @@ from benchmarks.pod_cases import CASES, TABLE_2
 from gemma_train.config import load
 from gemma_train.planning.collectives import collectives
 from gemma_train.planning.compiled import Compiled
-from gemma_train.planning.gates import gates, hops
+from gemma_train.planning.gates import gates
 from gemma_train.planning.memory import BFLOAT16, layer_parameters
 from gemma_train.planning.slices import Slices
+from gemma_train.planning.traffic import hops
 
 pytestmark = pytest.mark.slow
 

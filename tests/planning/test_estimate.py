@@ -6,9 +6,15 @@ from gemma_train.errors import UserError
 from gemma_train.metrics.peak import peak_flops
 from gemma_train.model.flops import training_flops_per_token
 from gemma_train.planning.estimate import Assumptions, estimate_step, recomputed_flops
+from gemma_train.planning.fitting import changed_config
 from gemma_train.planning.memory import state_bytes
 from gemma_train.planning.slices import Slices
-from gemma_train.planning.traffic import Traffic, compiled_traffic, expected_traffic
+from gemma_train.planning.traffic import (
+    Traffic,
+    compiled_traffic,
+    expected_gathers,
+    expected_traffic,
+)
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +94,15 @@ def test_microbatches_gather_the_weights_again(pod_run):
     state = state_bytes(pod_run())
     once = expected_traffic(pod_run(), state).ici_bytes
     assert 1.5 * once < expected_traffic(pod_run(accumulation=2), state).ici_bytes < 2 * once
+
+
+def test_keys_and_values_of_every_layer_are_gathered_along_seq(pod_run):
+    config = pod_run(mesh__data=4, mesh__seq=4, compute__remat="none")
+    local = changed_config(config, {"model.pattern": ("local",)})
+    model, tokens = config.model, config.step_tokens / config.mesh.devices
+    keys = 2 * 2 * model.key_value_heads * model.head_dimension * tokens * 4 * model.layers
+    assert expected_gathers(config).keys == expected_gathers(local).keys == keys
+    assert expected_gathers(pod_run()).keys == 0
 
 
 def test_compiled_traffic_is_what_each_network_carries(total_of):

@@ -8,7 +8,7 @@ import pytest
 from gemma_train.model.config import SAVABLE
 from gemma_train.planning.compiled import Compiled, TooLarge
 from gemma_train.planning.estimate import recomputed_flops
-from gemma_train.planning.lean_remat import HBM_SHARE, HOST_SHARE, find_lean_remat
+from gemma_train.planning.lean_remat import HBM_SHARE, HOST_SHARE, MOST_TRIED, find_lean_remat
 from gemma_train.planning.memory import kept_bytes
 from gemma_train.planning.slices import Slices
 
@@ -17,17 +17,30 @@ GB = 10**9
 
 @pytest.fixture
 def search(pod_run):
-    """Search a run of so many rows, with a compiler that takes `overhead` bytes for each kept."""
+    """Search a run of so many rows, with a compiler of its own idea of what a policy takes.
 
-    def find(*, rows: int, plain: int, overhead: float = 1.2, offload: bool = False):
+    A kept byte takes `overhead` bytes of the chip, and an offloaded one `staging`.
+    """
+
+    def find(
+        *,
+        rows: int,
+        plain: int,
+        overhead: float = 1.2,
+        staging: float = 0.0,
+        offload: bool = False,
+    ):
         config = pod_run(data__batch_rows=rows)
         slices = Slices.named(config.mesh.topology, config.mesh.slices)
         asked = []
 
         def compiler(candidate):
+            compute = candidate.compute
+            needed = plain
+            if compute.remat == "save_named":
+                needed += int(overhead * kept_bytes(candidate, compute.saved))
+                needed += int(staging * kept_bytes(candidate, compute.offloaded))
             asked.append(candidate)
-            saved = candidate.compute.saved if candidate.compute.remat == "save_named" else ()
-            needed = int(plain + overhead * kept_bytes(candidate, saved))
             if needed > slices.chip.usable_hbm_bytes:
                 return TooLarge(
                     needed_bytes=needed,
@@ -37,9 +50,9 @@ def search(pod_run):
             return Compiled(peak_bytes=needed, argument_bytes=0, program="", seconds=0.0)
 
         found = find_lean_remat(config, slices, compiler, offload=offload)
-        if found is not None:
-            assert found.tried == len(asked)
-            assert found.compiled == compiler(found.config)
+        assert found.tried == len(asked) <= MOST_TRIED
+        assert len(set(asked)) == len(asked), "or else a config was compiled twice"
+        assert found.compiled == compiler(found.config)
         return found, slices
 
     return find
@@ -78,6 +91,24 @@ def test_a_step_that_fits_only_when_all_is_recomputed_stays_so(search):
     assert recomputed_flops(found.config) > 0
 
 
-def test_a_step_that_does_not_fit_at_all_has_no_policy(search):
-    assert search(rows=64, plain=17 * GB)[0] is None
-    assert search(rows=64, plain=int(0.95 * 16 * 2**30))[0] is None
+@pytest.mark.parametrize("staging", [0.02, 0.2, 0.5, 1.0])
+def test_what_offloaded_products_take_of_the_chip_is_learned(staging, search):
+    found, slices = search(rows=64, plain=2 * GB, staging=staging, offload=True)
+    alone, _ = search(rows=64, plain=2 * GB)
+    assert found.fits
+    assert found.compiled.peak_bytes <= HBM_SHARE * slices.chip.hbm_bytes
+    assert recomputed_flops(found.config) <= recomputed_flops(alone.config)
+
+
+def test_where_all_that_is_offloaded_comes_back_whole_the_search_ends_soon(search):
+    found, _ = search(rows=256, plain=14 * GB, overhead=3.0, staging=3.0, offload=True)
+    assert found.fits
+    assert found.tried <= MOST_TRIED
+
+
+@pytest.mark.parametrize("plain", [17 * GB, int(0.95 * 16 * 2**30)])
+def test_a_step_that_does_not_fit_at_all_stays_fully_recomputed_and_says_so(plain, search):
+    found, _ = search(rows=64, plain=plain)
+    assert not found.fits
+    assert found.tried == 1
+    assert found.config.compute.remat == "full"

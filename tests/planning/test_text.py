@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from gemma_train.planning.compiled import TooLarge
+from gemma_train.planning.compiled import Compiled, TooLarge
 from gemma_train.planning.cost import CostConfig
 from gemma_train.planning.gates import Gate
 from gemma_train.planning.page import page
@@ -26,6 +26,23 @@ def refused(pod_run, plan_of):
         pod_run(data__batch_rows=256),
         TooLarge(needed_bytes=int(18.3 * GIB), available_bytes=int(15.75 * GIB), seconds=70),
     )
+
+
+UNKNOWN_TRANSFER = """
+ENTRY %main (a: f32[]) -> f32[] {
+  %x = f32[] send(%a), attributes={_xla_host_transfer_handler_name="xla_megascale_runtime"}
+}
+"""
+
+
+@pytest.mark.parametrize("program", ["", UNKNOWN_TRANSFER])
+def test_a_program_that_cannot_be_read_still_has_its_memory(program, pod_run, plan_of):
+    compiled = Compiled(peak_bytes=3 * GIB, argument_bytes=0, program=program, seconds=70.0)
+    plan = plan_of(pod_run(), compiled)
+    lines = told(plan)
+    assert sum("could not be read with this libtpu" in line for line in lines) == 1
+    assert any("3 GiB of 15.8 GiB" in line for line in lines)
+    assert "Could not be read with this libtpu" in page(plan)
 
 
 def test_the_page_tells_mesh_memory_traffic_time_and_cost(counted, total_of):

@@ -1,0 +1,86 @@
+"""Which collectives a gate counts: told apart by kind, place, axes and how often they run."""
+
+from dataclasses import replace
+
+import pytest
+
+from gemma_train.config import load
+from gemma_train.planning.collectives import Collective
+from gemma_train.planning.gates import (
+    LARGEST_PADDING,
+    SMALL,
+    all_reduce_gates,
+    between_slices_gate,
+    float32_gather_gate,
+)
+from gemma_train.planning.memory import padded_gradient_bytes, state_bytes
+
+MIB = 2**20
+SUM = Collective(
+    kind="all-reduce",
+    network="ici",
+    place="outside",
+    dtype="f32",
+    shape=(1,),
+    full_bytes=100 * MIB,
+    group=2,
+    axes=("replica",),
+    executions=1,
+    source="",
+    in_loop=False,
+)
+
+
+def all_reduces(config, **changes) -> tuple[bool, bool]:
+    """Whether (the largest all-reduce, all of a step) hold of a step with one such sum."""
+    largest, together = all_reduce_gates(config, [replace(SUM, **changes)])
+    return largest.holds, together.holds
+
+
+def test_shards_summed_over_replica_once_a_step_are_meant(pod_run):
+    assert all_reduces(pod_run()) == (True, True)
+
+
+@pytest.mark.parametrize("wrong", [{"executions": 2}, {"in_loop": True}])
+def test_shards_summed_every_microbatch_are_found(wrong, pod_run):
+    assert not all_reduces(pod_run(accumulation=2), **wrong)[1]
+
+
+def test_the_table_may_be_summed_every_microbatch_and_no_more_often(pod_run):
+    config = pod_run(accumulation=2)
+    model = config.model
+    shard = {"shape": (model.vocabulary // 4, model.width // 4), "in_loop": True}
+    assert all_reduces(config, **shard, executions=2) == (True, True)
+    assert not all_reduces(config, **shard, executions=4)[1]
+
+
+def test_the_largest_all_reduce_is_one_of_a_scan(pod_run):
+    within_a_slice = {"axes": ("data_major",)}
+    assert all_reduces(pod_run(), **within_a_slice) == (True, False)
+    assert all_reduces(pod_run(), **within_a_slice, place="backward") == (False, False)
+    assert all_reduces(pod_run(), **within_a_slice, in_loop=True) == (False, False)
+
+
+def test_a_gather_over_replica_alone_is_no_weight(pod_run):
+    gathered = replace(SUM, kind="all-gather", full_bytes=1000 * MIB)
+    assert float32_gather_gate(pod_run(), [gathered]).holds
+    assert not float32_gather_gate(pod_run(), [replace(gathered, axes=("data_major",))]).holds
+
+
+@pytest.mark.parametrize(("name", "found"), [("gemma3_1b", 18.5e6), ("gemma3_4b", 86.0e6)])
+def test_between_slices_a_shard_may_be_padded_to_tiles_and_not_summed_twice(name, found):
+    config = load(f"configs/{name}.py")
+    sent = replace(SUM, network="dcn", full_bytes=int(found))
+    assert between_slices_gate(config, [sent]).holds
+    assert not between_slices_gate(config, [replace(sent, executions=2)]).holds
+    twice = replace(sent, full_bytes=2 * state_bytes(config).gradients)
+    assert not between_slices_gate(config, [twice]).holds
+
+
+def test_shards_of_few_rows_do_not_loosen_the_gate(pod_run):
+    config = pod_run(mesh__data=1024, model__width=1024, data__batch_rows=2048)
+    shard = state_bytes(config).gradients
+    assert padded_gradient_bytes(config) > 2 * shard
+    sent = replace(SUM, network="dcn", full_bytes=2 * shard + SMALL)
+    assert LARGEST_PADDING < 2
+    assert not between_slices_gate(config, [sent]).holds
