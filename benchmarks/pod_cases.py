@@ -93,5 +93,5 @@ def config_of(name: str, layers: int | None) -> RunConfig:
     config = CASES[name].config if name in CASES else load(f"configs/{name}.py")
     if layers is None:
         return config
-    model = replace(config.model, layers=layers, pattern=("local", "global"))
+    model = replace(config.model, layers=layers, pattern=("local", "local", "global"))
     return replace(config, model=model)

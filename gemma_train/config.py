@@ -92,6 +92,7 @@ RESUMABLE_CHANGES = {
     "compute.remat",
     "compute.saved",
     "compute.offloaded",
+    "compute.scan_neighbours",
     "loss.chunk",
     "data.read_threads",
     "data.prefetch_batches",

@@ -100,6 +100,7 @@ class ComputeConfig:
     remat: Literal["none", "full", "save_named"] = "full"  # none keeps gathered weights as well
     saved: tuple[str, ...] = ("attention_output",)  # products that save_named keeps
     offloaded: tuple[str, ...] = ()  # products that save_named keeps in the host's memory
+    scan_neighbours: bool = False  # compile layers of one kind once: less to compile, more memory
 
     def __post_init__(self) -> None:
         for field in ("saved", "offloaded"):

@@ -6,7 +6,6 @@ over the repetitions, so that compile time does not grow with depth. What a cut 
 follows unrolled.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -90,10 +89,11 @@ class Gemma(nnx.Module):
         x_btd = self.embedding(tokens_bt, self.compute.dtype)
         pattern = _prepared(self.pattern, vector_rank=2)
         remainder = _prepared(self.remainder, vector_rank=1)
-        run = rematerialised(_run, self.compute)
         if cache is None:
-            x_btd = _train_through(run, x_btd, positions_bt, segments_bt, pattern, remainder)
+            arrays = (x_btd, positions_bt, segments_bt)
+            x_btd = _train_through(self.compute, *arrays, pattern, remainder)
             return rms_norm(x_btd, whole(self.final_norm[...])), None
+        run = rematerialised(_run, self.compute)
 
         def layers(x_btd, blocks_and_caches):
             new = []
@@ -202,21 +202,21 @@ def _prepared(blocks: nnx.List, vector_rank: int) -> nnx.List:
 
 
 def _train_through(
-    run: Callable,
+    compute: ComputeConfig,
     x_btd: jax.Array,
     positions_bt: jax.Array,
     segments_bt: jax.Array,
     pattern: nnx.List,
     remainder: nnx.List,
 ) -> jax.Array:
-    """All layers without a cache: a scan over repetitions, and in it one over equal neighbours.
+    """All layers without a cache: a scan over repetitions and, where asked, one over neighbours.
 
-    Of a pattern of six two bodies are compiled then. Neighbours are stacked ahead of both scans:
-    inside, each repetition's stack would be kept for the backward pass.
+    Neighbours are stacked ahead of both scans: inside, each repetition's stack would be kept for
+    the backward pass.
     """
-    dtype = x_btd.dtype
-    repeated = [_Neighbours(group, dtype, axis=1) for group in _by_kind(pattern)]
-    alone = [_Neighbours(group, dtype, axis=0) for group in _by_kind(remainder)]
+    run, dtype = rematerialised(_run, compute), x_btd.dtype
+    repeated = [_Neighbours(group, dtype, axis=1) for group in _grouped(pattern, compute)]
+    alone = [_Neighbours(group, dtype, axis=0) for group in _grouped(remainder, compute)]
 
     def layers(x_btd, groups: list["_Neighbours"], weights: list):
         for group, stack in zip(groups, weights, strict=True):
@@ -241,7 +241,10 @@ def _train_through(
     return layers(x_btd, alone, [group.weights for group in alone])
 
 
-def _by_kind(blocks: nnx.List) -> list[list[Block]]:
+def _grouped(blocks: nnx.List, compute: ComputeConfig) -> list[list[Block]]:
+    """The blocks one by one or, where they are to be scanned, with their neighbours of one kind."""
+    if not compute.scan_neighbours:
+        return [[block] for block in blocks]
     return [list(group) for _, group in groupby(blocks, key=lambda block: block.attention.kind)]
 
 

@@ -11,8 +11,8 @@ from gemma_train.optimizer import OptimizerConfig
 
 # Every product of a layer is computed again in the backward pass: the least memory.
 RECOMPUTE = ComputeConfig()
-# None is: for runs whose chips have the memory, as plan says.
-KEEP_PRODUCTS = ComputeConfig(remat="save_named", saved=SAVABLE)
+# None is, and neighbours are compiled once: for runs whose chips have the memory, as plan says.
+KEEP_PRODUCTS = ComputeConfig(remat="save_named", saved=SAVABLE, scan_neighbours=True)
 
 
 def pretraining(

@@ -50,8 +50,8 @@ def small_run():
 def shallow():
     """Makes of a run one of the same shapes with a few layers, of both kinds by turns."""
 
-    def make(config, layers: int = 4):
-        model = replace(config.model, layers=layers, pattern=("local", "global"))
+    def make(config, layers: int = 7):
+        model = replace(config.model, layers=layers, pattern=("local", "local", "global"))
         return replace(config, model=model)
 
     return make

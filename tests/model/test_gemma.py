@@ -320,6 +320,30 @@ def test_whatever_is_recomputed_the_gradients_are_the_same(mesh_of, packed):
     assert fewest < some < most
 
 
+@pytest.mark.parametrize("layers", [8, 2])
+def test_neighbours_in_a_scan_of_their_own_are_the_same_layers(layers, mesh_of, packed):
+    config = replace(GEMMA3, layers=layers, pattern=("local", "local", "global"))
+    positions, segments = packed(ROWS, LENGTH, mean=8)
+    with mesh_of():
+        model = lively(config)
+    generation = Generation(config=config, model=model, mesh=mesh_of)
+
+    def loss(model, *arrays):
+        return jnp.sum(jnp.sin(3 * model(*arrays)[0]))
+
+    def gradients(**changes) -> dict:
+        with mesh_of():
+            other = recast(model, replace(COMPUTE, **changes))
+        arrays = (other, tokens_of(), positions, segments)
+        return by_path(generation.on_mesh(jax.jit(jax.grad(loss)), *arrays))
+
+    expected = gradients()
+    assert all(np.asarray(gradient).any() for gradient in expected.values())
+    for remat in ("none", "full", "save_named"):
+        found = gradients(scan_neighbours=True, remat=remat)
+        assert_close_leaves(found, expected, "deep fp32")
+
+
 def test_in_bfloat16_two_layers_stay_near_float32_on_average(generation, packed):
     config = replace(generation.config, layers=2, pattern=generation.config.pattern[-2:])
     positions, segments = packed(ROWS, LENGTH, mean=8)
