@@ -8,6 +8,7 @@ from gemma_train.config import load
 from gemma_train.conversion.convert import Target, convert_weights
 from gemma_train.conversion.load import open_weights
 from gemma_train.conversion.tensors import DTYPES
+from gemma_train.mesh import MeshConfig, start_runtime
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,7 @@ class ConvertArguments:
 
 def run(arguments: ConvertArguments) -> None:
     """Convert, and say what was written and what was left out."""
+    start_runtime(MeshConfig())
     expected = load(arguments.config).model if arguments.config else None
     weights = open_weights(arguments.source, expected)
     if arguments.tokenizer:

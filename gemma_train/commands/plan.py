@@ -46,6 +46,10 @@ def run(config: RunConfig, arguments: PlanArguments, source: str) -> None:
     Raises `UserError` for slices that there are not, a mesh that does not multiply to their chips
     and, after the plan is told, for a step that the compiler found too large.
     """
+    require(
+        arguments.compile or arguments.lean_remat == "no",
+        f"lean_remat is {arguments.lean_remat!r}: it compiles, so leave --compile False away",
+    )
     for file in (arguments.json, arguments.html):
         if file is not None:
             storage.existing(str(storage.path(file).parent), "folder of the plan")
@@ -103,8 +107,8 @@ def _compiled(
         found = find_lean_remat(config, slices, compiled, offload=lean_remat == "host")
     except NoCompiler as error:
         console.print(
-            f"\nno TPU compiler here ({error}), so what follows is counted, not compiled: "
-            "pip install 'gemma_train[plan]' gets it",
+            f"\nno TPU compiler here ({str(error).split(';')[0]}), so what follows is counted, "
+            "not compiled: pip install -e '.[plan]' gets it",
             **PLAIN,
         )
         return config, None

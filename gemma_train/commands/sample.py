@@ -11,7 +11,7 @@ from gemma_train.config import read_record
 from gemma_train.conversion.load import load, open_weights
 from gemma_train.conversion.tensors import BFLOAT16
 from gemma_train.errors import UserError, require
-from gemma_train.mesh import MeshConfig, make_mesh
+from gemma_train.mesh import MeshConfig, make_mesh, start_runtime
 from gemma_train.model import ComputeConfig
 from gemma_train.run_files import SAMPLE
 from gemma_train.sampling import SamplingConfig, stream
@@ -60,6 +60,7 @@ def run(arguments: SampleArguments) -> None:
     stop_ids = (tokenizer.eos, tokenizer.id_of("<end_of_turn>"))
     texts = arguments.prompt or ("",)
     prompts = tokenizer.encode_batch(texts, bos=True)
+    start_runtime(MeshConfig())
     with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
         model = load(weights, ComputeConfig(dtype=computed, remat="none"), held)
         steps = stream(model, prompts, config=sampling, stop_ids=stop_ids)

@@ -204,6 +204,7 @@ def as_data(plan: Plan) -> dict[str, Any]:
             "over_bytes": memory.over_bytes,
             "fits": memory.fits,
         },
+        "gates": [asdict(gate) | {"holds": gate.holds} for gate in plan.gates or []],
         "estimate": asdict(plan.estimate) | {"bound": plan.estimate.bound},
         "assumptions": assumptions(plan),
     }

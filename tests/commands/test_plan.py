@@ -67,7 +67,7 @@ def test_without_a_compiler_the_counted_part_is_told(config, capsys, without_com
     assert command_line.run(["plan", config]) == 0
     told = capsys.readouterr()
     assert told.err == ""
-    assert "pip install 'gemma_train[plan]'" in told.out
+    assert "pip install -e '.[plan]'" in told.out
     assert "JAX TPU support not installed" in told.out
     for part in ("parameters", "moments", "MFU", "chip-hours", "modelled, not compiled"):
         assert part in told.out, part
