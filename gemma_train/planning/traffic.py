@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from gemma_train.config import RunConfig
+from gemma_train.kernels.attention_splash import reach
+from gemma_train.model.config import Kind
 from gemma_train.planning.collectives import Total
 from gemma_train.planning.memory import (
     StateBytes,
@@ -38,7 +40,7 @@ class Gathers:
     layers: float  # weights, forward and where remat needs them again, hop by hop
     table: float  # its rows for the look-up, its columns for the loss
     tokens: float  # every token, for the chips that hold other rows of the table
-    keys: float  # keys and values of every layer along seq, as often as weights
+    keys: float  # keys and values of layers that see beyond a neighbour, as often as weights
 
     @property
     def total(self) -> int:
@@ -55,12 +57,19 @@ def expected_gathers(config: RunConfig) -> Gathers:
     tables = (table * rows / split if rows > 1 else 0) + (table / rows if split > rows else 0)
     layers = passes * model.layers * layer_parameters(model) * width * hops(config)
     keys = 2 * model.key_value_heads * model.head_dimension * width
+    far = sum(not _stays_near(config, kind) for kind in model.kinds)
     return Gathers(
         layers=config.accumulation * layers,
         table=config.accumulation * tables,
         tokens=tokens * rows * (model.width * width + 8) if rows > 1 else 0.0,
-        keys=passes * model.layers * tokens * mesh.seq * keys if mesh.seq > 1 else 0.0,
+        keys=passes * far * tokens * mesh.seq * keys if mesh.seq > 1 else 0.0,
     )
+
+
+def _stays_near(config: RunConfig, kind: Kind) -> bool:
+    """Whether a layer of this kind sees no further than its left neighbour along seq."""
+    reached = reach(config.model.window) if kind == "local" else None
+    return reached is not None and reached <= config.data.sequence_length // config.mesh.seq
 
 
 def hops(config: RunConfig) -> float:
@@ -73,8 +82,10 @@ def hops(config: RunConfig) -> float:
 def expected_traffic(config: RunConfig, state: StateBytes) -> Traffic:
     """The bytes that the step's design asks for.
 
-    What is gathered is sent but for a chip's own part, and sent back once as a gradient; gradients
-    are summed over replica on the shard; offloaded activations go to the host and come back.
+    Layers whose window lies within a shard send its last keys and values to the right, and get
+    their gradients back. What is gathered is sent but for a chip's own part, and sent back once as
+    a gradient; gradients are summed over replica on the shard; offloaded activations go to the host
+    and come back.
     """
     mesh, gathered = config.mesh, expected_gathers(config)
     split, rows = mesh.data * mesh.seq, table_parts(config)
@@ -83,6 +94,11 @@ def expected_traffic(config: RunConfig, state: StateBytes) -> Traffic:
     # In hops a chip still receives each other chip's part of a weight once.
     layers = with_gradient * gathered.layers / max(hops(config), 1) * (split - 1) / split
     keys = with_gradient * gathered.keys * (mesh.seq - 1) / mesh.seq
+    near = [kind for kind in config.model.kinds if _stays_near(config, kind)]
+    halos = 2 * config.model.key_value_heads * config.model.head_dimension * config.compute.bytes
+    halos *= len(near) * (reach(config.model.window) or 0) * (mesh.seq > 1)
+    rows_here = config.data.batch_rows / (mesh.replica * mesh.data)
+    keys += (passes + 1) * rows_here * halos
     table = 2 * gathered.table
     tokens = 2 * gathered.tokens * (rows - 1) / rows
     within, slices = mesh.replica // mesh.slices, mesh.slices

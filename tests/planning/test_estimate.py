@@ -6,7 +6,6 @@ from gemma_train.errors import UserError
 from gemma_train.metrics.peak import peak_flops
 from gemma_train.model.flops import training_flops_per_token
 from gemma_train.planning.estimate import Assumptions, estimate_step, recomputed_flops
-from gemma_train.planning.fitting import changed_config
 from gemma_train.planning.memory import state_bytes
 from gemma_train.planning.slices import Slices
 from gemma_train.planning.traffic import (
@@ -96,13 +95,16 @@ def test_microbatches_gather_the_weights_again(pod_run):
     assert 1.5 * once < expected_traffic(pod_run(accumulation=2), state).ici_bytes < 2 * once
 
 
-def test_keys_and_values_of_every_layer_are_gathered_along_seq(pod_run):
-    config = pod_run(mesh__data=4, mesh__seq=4, compute__remat="none")
-    local = changed_config(config, {"model.pattern": ("local",)})
-    model, tokens = config.model, config.step_tokens / config.mesh.devices
-    keys = 2 * 2 * model.key_value_heads * model.head_dimension * tokens * 4 * model.layers
-    assert expected_gathers(config).keys == expected_gathers(local).keys == keys
+def test_keys_are_gathered_along_seq_where_a_layer_sees_beyond_its_neighbour(pod_run):
+    near = pod_run(mesh__data=4, mesh__seq=4)  # 2,048 tokens a chip, windows of 512
+    far = pod_run(mesh__data=4, mesh__seq=4, model__window=4096)
+    model, tokens = near.model, near.step_tokens / near.mesh.devices
+    of_a_layer = 2 * 2 * model.key_value_heads * model.head_dimension * tokens * 4 * 2
+    assert expected_gathers(near).keys == of_a_layer * model.kinds.count("global")
+    assert expected_gathers(far).keys == of_a_layer * model.layers
     assert expected_gathers(pod_run()).keys == 0
+    alone = state_bytes(near)
+    assert expected_traffic(near, alone).ici_bytes < expected_traffic(far, alone).ici_bytes
 
 
 def test_compiled_traffic_is_what_each_network_carries(total_of):
