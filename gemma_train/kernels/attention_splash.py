@@ -89,7 +89,7 @@ def _tables(
     require(
         length % LANES == 0,
         f"{length} tokens of a row on each device: on TPU attention needs a multiple of {LANES} "
-        "(data.sequence_length / mesh.seq)",
+        "(data.sequence_length / mesh.seq), or compute.attention 'xla'",
     )
     shards = (keys - halo) // length
     shape = (shards * length, keys)
