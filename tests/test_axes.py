@@ -31,7 +31,7 @@ def suffix(node: ast.AST | None) -> str | None:
 def is_einsum(node: ast.AST) -> bool:
     match node:
         case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name), args=[ast.Constant(), *_]):
-            return name in ("einsum", "contract")
+            return name in ("einsum", "contract", "contract_each")
     return False
 
 
@@ -78,7 +78,8 @@ def test_every_einsum_agrees_with_its_names():
         wrong += [f"{file.relative_to(PACKAGE)}:{line}" for line in found]
         compared += names
     assert not wrong
-    assert compared >= 30, "the checker finds the package's einsums no more"
+    # (Queries, keys and values are one call, and so are gate and up.)
+    assert compared >= 22, "the checker finds the package's einsums no more"
 
 
 @pytest.mark.parametrize(
