@@ -153,15 +153,8 @@ def _logits(model: Gemma, tokens_bt, positions_bt, segments_bt) -> jax.Array:
 class Cache:
     """A LayerCache for each block of the pattern (stacked over repetitions) and the remainder."""
 
-    pattern: list[LayerCache | None]
-    remainder: list[LayerCache | None]
-
-    @classmethod
-    def none(cls, config: GemmaConfig) -> "Cache":
-        """No cache at all, as in training."""
-        repetitions, left_over = divmod(config.layers, len(config.pattern))
-        blocks = len(config.pattern) if repetitions else 0
-        return cls(pattern=[None] * blocks, remainder=[None] * left_over)
+    pattern: list[LayerCache]
+    remainder: list[LayerCache]
 
     @classmethod
     def empty(cls, config: GemmaConfig, batch: int, length: int, dtype: str) -> "Cache":
