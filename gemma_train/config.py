@@ -17,12 +17,14 @@ from gemma_train.data.pipeline import DataConfig, TokenSource
 from gemma_train.definition import load_definition
 from gemma_train.errors import UserError, require
 from gemma_train.evaluation.held_out import EvaluationConfig
+from gemma_train.losses.distillation import Distillation, Online, Stored
 from gemma_train.losses.next_token import NextToken
 from gemma_train.mesh import MeshConfig
 from gemma_train.model.config import ComputeConfig, GemmaConfig
 from gemma_train.model.sizes import GEMMA3_1B
 from gemma_train.optimizer import OptimizerConfig
 from gemma_train.run_files import RECORD
+from gemma_train.samplers import Counts, Dense, Gumbel, Multinomial, Priority, TopK
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +38,7 @@ class RunConfig:
     seed: int = 0  # of the initial parameters
     initial_weights: str | None = None  # a Hugging Face, gemma or run folder to begin from
     accumulation: int = 1  # microbatches a step; each holds batch_rows / accumulation rows
-    loss: NextToken = NextToken()  # what is minimised
+    loss: NextToken | Distillation = NextToken()  # what is minimised
     optimizer: OptimizerConfig = OptimizerConfig()  # how
     compute: ComputeConfig = ComputeConfig()  # in which arithmetic, and what is recomputed
     mesh: MeshConfig = MeshConfig()  # on which devices
@@ -107,6 +109,15 @@ _CONFIGS = {
         DataConfig,
         TokenSource,
         NextToken,
+        Distillation,
+        Stored,
+        Online,
+        TopK,
+        Gumbel,
+        Multinomial,
+        Counts,
+        Priority,
+        Dense,
         OptimizerConfig,
         ComputeConfig,
         MeshConfig,
@@ -115,14 +126,23 @@ _CONFIGS = {
 }
 __all__ = [
     "ComputeConfig",
+    "Counts",
     "DataConfig",
+    "Dense",
+    "Distillation",
     "EvaluationConfig",
     "GemmaConfig",
+    "Gumbel",
     "MeshConfig",
+    "Multinomial",
     "NextToken",
+    "Online",
     "OptimizerConfig",
+    "Priority",
     "RunConfig",
+    "Stored",
     "TokenSource",
+    "TopK",
     "differences",
     "load",
     "read_model_record",

@@ -22,27 +22,30 @@ def needed_rows(mesh: Mesh, batch_rows: int) -> list[int]:
 
 
 def place(batch: Batch, mesh: Mesh, batch_rows: int) -> Batch:
-    """The global batch of [b, t] arrays from this process's rows (as `needed_rows` orders them)."""
+    """The global batch from this process's rows (as `needed_rows` orders them)."""
     local = {row: index for index, row in enumerate(needed_rows(mesh, batch_rows))}
-    sharding = NamedSharding(mesh, activation("bt"))
 
-    def put(x_bt: np.ndarray) -> jax.Array:
-        def part(index: tuple[slice, slice]) -> np.ndarray:
-            return x_bt[[local[row] for row in range(batch_rows)[index[0]]], index[1]]
+    def put(x: np.ndarray) -> jax.Array:
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            return x[[local[row] for row in range(batch_rows)[index[0]]], index[1]]
 
-        return jax.make_array_from_callback((batch_rows, x_bt.shape[1]), sharding, part)
+        return jax.make_array_from_callback((batch_rows, *x.shape[1:]), _sharding(mesh, x), part)
 
     return jax.tree.map(put, batch)
 
 
-def abstract_batch(mesh: Mesh, batch_rows: int, length: int) -> Batch:
+def abstract_batch(mesh: Mesh, batch_rows: int, length: int, candidates: int = 0) -> Batch:
     """Shapes, dtypes and shardings of a batch that `place` would put on the mesh."""
-    sharding = NamedSharding(mesh, activation("bt"))
 
-    def like(x_bt: np.ndarray) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((batch_rows, length), x_bt.dtype, sharding=sharding)
+    def like(x: np.ndarray) -> jax.ShapeDtypeStruct:
+        shape = (batch_rows, length, *x.shape[2:])
+        return jax.ShapeDtypeStruct(shape, x.dtype, sharding=_sharding(mesh, x))
 
-    return jax.tree.map(like, padding(1, 1))
+    return jax.tree.map(like, padding(1, 1, candidates))
+
+
+def _sharding(mesh: Mesh, x: np.ndarray) -> NamedSharding:
+    return NamedSharding(mesh, activation("bt" if x.ndim == 2 else "btq"))
 
 
 def abstract[Tree](make: Callable[[], Tree]) -> Tree:

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "gemma_train"
 FLOORS = (
     ("errors", "axes", "run_files", "silence"),
     ("storage", "mesh", "zero3", "leaves"),
-    ("metrics", "tokenizer", "definition"),
+    ("metrics", "tokenizer", "definition", "samplers"),
     ("kernels", "data", "optimizer"),
     ("model", "placement"),
     ("losses", "sampling"),

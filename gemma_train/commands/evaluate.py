@@ -40,8 +40,8 @@ def run(arguments: EvaluateArguments) -> None:
         model = load(weights, config.compute)
         evaluate = make_held_out_loss(
             config.data,
-            config.loss,
             mesh,
+            chunk=config.loss.chunk,
             batch_rows=config.data.batch_rows // config.accumulation,
             maximum_rows=arguments.rows,
         )

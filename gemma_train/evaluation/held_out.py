@@ -48,12 +48,14 @@ class HeldOutLoss:
 
 
 def make_held_out_loss(
-    data: DataConfig, loss: NextToken, mesh: Mesh, *, batch_rows: int, maximum_rows: int | None
+    data: DataConfig, mesh: Mesh, *, chunk: int, batch_rows: int, maximum_rows: int | None
 ) -> Callable[[Gemma], HeldOutLoss]:
     """A function that gives a model's loss on held-out rows (all if None), compiled once.
 
-    `batch_rows` rows are computed at a time, over all devices of the mesh in force.
+    `batch_rows` rows are computed at a time, over all devices of the mesh in force, the logits of
+    `chunk` tokens a device.
     """
+    loss = NextToken(chunk=chunk)
     indices = needed_rows(mesh, batch_rows)
 
     @jax.jit

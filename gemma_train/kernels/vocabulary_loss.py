@@ -8,6 +8,7 @@ part alone.
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,13 +25,25 @@ class LossTerms:
     z_loss: float = 0.0  # weight of the squared log of the softmax's denominator
     soft_cap: float | None = None  # cap * tanh(logits / cap) (Gemma 2)
     chunk: int = 1024  # tokens of each device whose logits exist at one time
+    temperature: float = 1.0  # of soft targets: divides the logits
+    student: Literal["full", "candidates"] = "full"  # tokens that the softmax runs over
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Targets:
+    """What the tokens are to predict: one token each or, where there are candidates, these."""
+
+    hard_bt: jax.Array  # int32: the text's own next token
+    candidates_btq: jax.Array | None = None  # int32; equal ones add up
+    probabilities_btq: jax.Array | None = None  # float32; they need not sum to 1
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
 def vocabulary_loss(
     states_btd: jax.Array,
     table_vd: jax.Array,
-    targets_bt: jax.Array,
+    targets: Targets,
     weights_bt: jax.Array,
     terms: LossTerms,
 ) -> tuple[jax.Array, jax.Array]:
@@ -40,12 +53,12 @@ def vocabulary_loss(
     figure. Weights of tokens without loss are 0; put 1 / (number of tokens) in them for a mean.
     `table_vd` comes as it is stored, split by `zero3.split`; matmuls run in the states' dtype.
     """
-    sums, _ = _run(states_btd, table_vd, targets_bt, weights_bt, terms, with_gradients=False)
+    sums, _ = _run(states_btd, table_vd, targets.hard_bt, weights_bt, terms, with_gradients=False)
     return sums
 
 
-def _forward(states_btd, table_vd, targets_bt, weights_bt, terms):
-    return _run(states_btd, table_vd, targets_bt, weights_bt, terms, with_gradients=True)
+def _forward(states_btd, table_vd, targets, weights_bt, terms):
+    return _run(states_btd, table_vd, targets.hard_bt, weights_bt, terms, with_gradients=True)
 
 
 def _backward(terms, gradients, cotangents):

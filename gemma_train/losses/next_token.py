@@ -9,7 +9,7 @@ from jax.sharding import reshard
 from gemma_train.axes import activation
 from gemma_train.data.example import Batch
 from gemma_train.errors import require
-from gemma_train.kernels.vocabulary_loss import LossTerms, vocabulary_loss
+from gemma_train.kernels.vocabulary_loss import LossTerms, Targets, vocabulary_loss
 from gemma_train.mesh import mesh_of
 from gemma_train.model import Gemma
 from gemma_train.model.packing import checked, packing
@@ -45,7 +45,7 @@ def next_token_loss(
     return vocabulary_loss(
         states_btd,
         model.embedding.table[...],
-        batch.targets_bt,
+        Targets(hard_bt=batch.targets_bt),
         batch.weights_bt * token_weight,
         terms,
     )

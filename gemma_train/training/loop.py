@@ -68,8 +68,8 @@ def _loop(
     step = make_step(config)
     evaluate = make_held_out_loss(
         config.data,
-        config.loss,
         mesh,
+        chunk=config.loss.chunk,
         batch_rows=rows // config.accumulation,
         maximum_rows=config.evaluation.rows,
     )

@@ -1,6 +1,7 @@
 """One optimizer step: the loss and its gradient over microbatches, then AdamW."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from jax.sharding import PartitionSpec
 from gemma_train.axes import activation
 from gemma_train.config import RunConfig
 from gemma_train.data.example import Batch
-from gemma_train.losses.next_token import next_token_loss
+from gemma_train.losses import training_loss
 from gemma_train.mesh import device_kind
 from gemma_train.model import Gemma
 from gemma_train.model.gemma import shared
@@ -22,10 +23,11 @@ from gemma_train.zero3 import no_gradient, summed
 Scalars = dict[str, jax.Array]
 
 
-def make_step(config: RunConfig) -> Callable[[TrainState, Batch], tuple[TrainState, Scalars]]:
-    """The compiled step: (state, batch of [b, t]) -> (next state, scalars). The state is donated.
+def make_step(config: RunConfig) -> Callable[..., tuple[TrainState, Scalars]]:
+    """The compiled step: (state, batch) -> (next state, scalars). The state is donated.
 
-    Made for the mesh in force, whose devices its compiler options are for.
+    Made for the mesh in force, whose devices its compiler options are for. With an online teacher,
+    that is its third argument.
 
     Scalars: `loss` (with z-loss) and `cross_entropy` in nats per token, `gradient_norm` before
     clipping, `learning_rate`, and `tokens` that carried loss.
@@ -33,10 +35,10 @@ def make_step(config: RunConfig) -> Callable[[TrainState, Batch], tuple[TrainSta
     optimizer = make_optimizer(config.optimizer, config.steps)
     rate = learning_rate(config.optimizer, config.steps)
 
-    def loss(model: Gemma, batch: Batch, token_weight: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return next_token_loss(model, batch, token_weight, config.loss)
-
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Scalars]:
+    def step(
+        state: TrainState, batch: Batch, teacher: Gemma | None = None
+    ) -> tuple[TrainState, Scalars]:
+        loss = partial(training_loss, config=config.loss, teacher=teacher)
         tokens = jnp.sum(batch.weights_bt)
         sums, gradients = _accumulate(
             jax.value_and_grad(loss, has_aux=True),
@@ -74,11 +76,11 @@ def _accumulate(
     if microbatches == 1:
         return value_and_gradient(model, batch, token_weight)
 
-    def part(x_bt: jax.Array) -> jax.Array:
+    def part(x: jax.Array) -> jax.Array:
         """[b, t] -> [microbatch, b / microbatches, t], every device keeping rows of its own."""
-        b, t = activation("bt")
-        shape = (x_bt.shape[0] // microbatches, microbatches, x_bt.shape[1])
-        parts = jax.lax.reshape(x_bt, shape, out_sharding=PartitionSpec(b, None, t))
+        b, *others = activation("bt" if x.ndim == 2 else "btq")
+        shape = (x.shape[0] // microbatches, microbatches, *x.shape[1:])
+        parts = jax.lax.reshape(x, shape, out_sharding=PartitionSpec(b, None, *others))
         return jnp.swapaxes(parts, 0, 1)
 
     def add(sums, one: Batch):

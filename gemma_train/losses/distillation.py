@@ -1,0 +1,140 @@
+"""Cross-entropy against a teacher's distribution, kept as a few hundred candidates a position.
+
+The student's softmax runs over the whole vocabulary: what the teacher did not keep has target zero
+and is pushed down (Gemma 2, arXiv 2408.00118, section 3.2; Gemma 3, arXiv 2503.19786, section 2.2).
+The candidates come with the batch from a store, or from a teacher that runs in the step: the loss
+does not know which.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from gemma_train.data.example import Batch
+from gemma_train.errors import require
+from gemma_train.kernels.candidates import draw
+from gemma_train.kernels.vocabulary_loss import LossTerms, Targets, vocabulary_loss
+from gemma_train.model import Gemma
+from gemma_train.model.config import GemmaConfig
+from gemma_train.samplers import Sampler, TopK
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """A teacher that ran beforehand: `gemma-train teacher` writes its targets to a folder."""
+
+    folder: str  # the store, such as data/teachers/large
+    weights: str  # what the teacher is: a run, Hugging Face or gemma folder
+    dtype: Literal["float32", "bfloat16"] = "float32"  # in which it runs when the store is written
+
+    def __post_init__(self) -> None:
+        for name in ("folder", "weights"):
+            require(bool(getattr(self, name)), f"loss.teacher.{name} is empty: name a folder")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Online:
+    """A teacher whose forward pass is part of the step."""
+
+    weights: str  # a run, Hugging Face or gemma folder
+    model: GemmaConfig | None = None  # what is in it, where the folder is not at hand to tell
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of its parameters and arithmetic
+    sharding: Literal["split", "whole"] = "split"  # as the student's, or a copy on every device
+
+    def __post_init__(self) -> None:
+        require(bool(self.weights), "loss.teacher.weights is empty: name a folder with a model")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """Train on a teacher's distribution."""
+
+    teacher: Stored | Online
+    sampler: Sampler = TopK()  # which of the teacher's tokens are kept, and how they weigh
+    seed: int = 0  # of the sampler's draws
+    temperature: float = 1.0  # divides both models' logits; the loss is multiplied by its square
+    hard_label_weight: float = 0.0  # share of the text's own next token in the target
+    student: Literal["full", "candidates"] = "full"  # what its softmax runs over: see docs
+    z_loss: float = 0.0  # weight of the squared log of the softmax's denominator
+    chunk: int = 1024  # tokens per device whose logits exist at one time
+
+    def __post_init__(self) -> None:
+        require(
+            self.temperature > 0.0,
+            f"loss.temperature is {self.temperature}: it must be above 0 (1 is the report's)",
+        )
+        require(
+            0.0 <= self.hard_label_weight <= 1.0,
+            f"loss.hard_label_weight is {self.hard_label_weight}: it must lie between 0 and 1",
+        )
+        require(
+            0.0 <= self.z_loss < 1.0,
+            f"loss.z_loss is {self.z_loss}: it must lie between 0 and 1 (1e-4 is usual)",
+        )
+        require(self.chunk >= 1, f"loss.chunk is {self.chunk}: it must be at least 1")
+        require(self.seed >= 0, f"loss.seed is {self.seed}: it must be 0 or more")
+
+
+def taught(teacher: Gemma, batch: Batch, config: Distillation) -> Batch:
+    """The batch with the teacher's candidates of each position.
+
+    What is drawn depends on the seed, the row's tokens and the position in it alone: on no mesh, no
+    order of rows, and not on whether it is drawn in the step or for a store.
+    """
+    states_btd, _ = teacher(batch.tokens_bt, batch.positions_bt, batch.segments_bt)
+    candidates_btq, probabilities_btq = draw(
+        states_btd,
+        teacher.embedding.table[...],
+        _draws(batch.tokens_bt, config.seed),
+        config.sampler,
+        temperature=config.temperature,
+        soft_cap=teacher.config.final_soft_cap,
+        chunk=config.chunk,
+    )
+    return replace(
+        batch,
+        candidates_btq=jax.lax.stop_gradient(candidates_btq),
+        probabilities_btq=jax.lax.stop_gradient(probabilities_btq),
+    )
+
+
+def distillation_loss(
+    model: Gemma, batch: Batch, token_weight: jax.Array, config: Distillation
+) -> tuple[jax.Array, jax.Array]:
+    """(loss, cross-entropy of the text's own tokens): float32 sums, as `next_token_loss` gives.
+
+    A position whose candidates have no mass learns from the text.
+    """
+    states_btd, _ = model(batch.tokens_bt, batch.positions_bt, batch.segments_bt)
+    table_vd, weights_bt = model.embedding.table[...], batch.weights_bt * token_weight
+    terms = LossTerms(
+        z_loss=config.z_loss, soft_cap=model.config.final_soft_cap, chunk=config.chunk
+    )
+    soft_share = 1.0 - config.hard_label_weight
+    assert batch.candidates_btq is not None and batch.probabilities_btq is not None
+    untaught_bt1 = jnp.sum(batch.probabilities_btq, axis=-1, keepdims=True) == 0
+    if config.temperature == 1.0:
+        # The text's token is one more candidate.
+        hard_bt1 = jnp.where(untaught_bt1, 1.0, config.hard_label_weight)
+        targets = Targets(
+            hard_bt=batch.targets_bt,
+            candidates_btq=jnp.concatenate(
+                [batch.candidates_btq, batch.targets_bt[..., None]], axis=-1
+            ),
+            probabilities_btq=jnp.concatenate(
+                [batch.probabilities_btq * soft_share, hard_bt1], axis=-1
+            ),
+        )
+        terms = replace(terms, student=config.student)
+        return vocabulary_loss(states_btd, table_vd, targets, weights_bt, terms)
+    raise NotImplementedError
+
+
+def _draws(tokens_bt: jax.Array, seed: int) -> jax.Array:
+    """uint32 [b, t]: what the random numbers of each position are drawn from.
+
+    A polynomial hash of the row, mixed with the position: equal rows draw equally.
+    """
+    raise NotImplementedError
