@@ -12,7 +12,7 @@ from typing import Any
 
 from etils import epath
 
-from gemma_train import storage
+from gemma_train import samplers, storage
 from gemma_train.data.pipeline import DataConfig, TokenSource
 from gemma_train.definition import load_definition
 from gemma_train.errors import UserError, require
@@ -73,6 +73,19 @@ class RunConfig:
     def step_tokens(self) -> int:
         """Tokens of one optimizer step."""
         return self.data.batch_rows * self.data.sequence_length
+
+    @property
+    def candidates(self) -> int:
+        """A teacher's candidates of each position; 0 where the text is the target."""
+        if not isinstance(self.loss, Distillation):
+            return 0
+        return samplers.size(self.loss.sampler, self.model.vocabulary)
+
+    @property
+    def stored_candidates(self) -> int:
+        """Those that come with a batch; an online teacher's do not."""
+        stored = isinstance(self.loss, Distillation) and isinstance(self.loss.teacher, Stored)
+        return self.candidates if stored else 0
 
 
 # A run to show the fields of: `gemma-train train --help`.

@@ -44,7 +44,10 @@ class TooLarge:
 def lower_step(config: RunConfig, mesh: Mesh) -> jax.stages.Lowered:
     """The trainer's step on `mesh`, traced from shapes alone: the program before it is compiled."""
     with jax.set_mesh(mesh):
-        batch = abstract_batch(mesh, config.data.batch_rows, config.data.sequence_length)
+        data = config.data
+        batch = abstract_batch(
+            mesh, data.batch_rows, data.sequence_length, config.stored_candidates
+        )
         step = make_step(config).trace(abstract_state(config), batch)
         platform = mesh.devices.flat[0].platform
         return step.lower(lowering_platforms=(platform,))

@@ -14,7 +14,7 @@ from gemma_train.model.flops import training_flops_per_token
 from gemma_train.model.remat import recomputed_flops_per_token
 from gemma_train.planning.memory import FLOAT32, StateBytes, layer_parameters
 from gemma_train.planning.slices import Slices
-from gemma_train.planning.traffic import Traffic
+from gemma_train.planning.traffic import Traffic, loss_passes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ def estimate_step(
         )
     model_flops = training_flops_per_token(config.model, config.data.sequence_length)
     tokens = config.step_tokens / slices.chips
-    compute = tokens * (model_flops + recomputed_flops(config))
+    compute = tokens * (model_flops + recomputed_flops(config) + target_flops(config))
     compute /= peak * assume.compute_efficiency
     hbm = hbm_bytes(config, state) / chip.hbm_bandwidth
     # A collective runs over one mesh axis, along one dimension of the torus: two links, where
@@ -116,6 +116,13 @@ def recomputed_flops(config: RunConfig) -> float:
     return recomputed_flops_per_token(config.model, config.compute, config.data.sequence_length)
 
 
+def target_flops(config: RunConfig) -> float:
+    """FLOPs a token of a teacher's targets: the one-hot products, and a second pass over logits."""
+    vocabulary, width = config.model.vocabulary, config.model.width
+    passes = loss_passes(config)
+    return 2.0 * config.candidates * vocabulary + (passes - 1) * 6.0 * vocabulary * width
+
+
 def hbm_bytes(config: RunConfig, state: StateBytes) -> float:
     """Bytes that a chip reads and writes in a step: a model, some tens of per cent right.
 
@@ -131,5 +138,7 @@ def hbm_bytes(config: RunConfig, state: StateBytes) -> float:
     inside = (4 * model.width + heads + 3 * model.hidden) * width
     passes = 6 if config.compute.remat == "none" else 8
     activations = passes * tokens * model.layers * inside
-    logits = tokens * model.vocabulary * (2 * FLOAT32 + 3 * width)
+    logits = tokens * model.vocabulary * (2 * FLOAT32 + 3 * width) * loss_passes(config)
+    if config.candidates:  # the target: written, its layout changed, read for the loss and gradient
+        logits += tokens * model.vocabulary * 5 * width
     return optimizer + weights + activations + logits

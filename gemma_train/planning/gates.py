@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from gemma_train.config import RunConfig
+from gemma_train.kernels.soft_target import block_length
 from gemma_train.metrics.wording import memory, transfer
 from gemma_train.model.flops import parameter_count
 from gemma_train.planning.collectives import Collective, collectives
@@ -118,6 +119,7 @@ def _is_replica_sum(config: RunConfig, one: Collective) -> bool:
 def float32_gather_gate(config: RunConfig, found: Iterable[Collective]) -> Gate:
     """The largest all-gather of float32: stacked norm scales and a chunk's token weights may be.
 
+    So may the weights of its candidates, where the step computes in float32.
     A weight that is gathered ahead of its cast travels twice as wide. What is gathered over
     replica alone is no weight, for none is split over it: XLA sums large shards between slices in
     parts, and gathers these within each.
@@ -125,6 +127,8 @@ def float32_gather_gate(config: RunConfig, found: Iterable[Collective]) -> Gate:
     model = config.model
     scales = math.ceil(model.layers / len(model.pattern)) * model.width
     chunk = min(config.loss.chunk, chip_tokens(config)) * table_parts(config)
+    if config.compute.bytes == FLOAT32:
+        chunk *= max(config.candidates, 1)
     wide = [
         one
         for one in found
@@ -176,12 +180,18 @@ def _table_shard_bytes(config: RunConfig) -> float:
 def vocabulary_gates(config: RunConfig, program: str | Program) -> list[Gate]:
     """No table in one piece, and no more logits at one time than a chunk's.
 
-    Arrays are known by an axis of the vocabulary's length, or of the rows that a chip holds.
+    Arrays are known by an axis of the vocabulary's length, or of the rows that a chip holds; soft
+    targets by two, the blocks of those rows and the rows of a block.
     """
     model, rows = config.model, table_parts(config)
     lengths = {model.vocabulary, model.vocabulary // rows}
+    block = block_length(model.vocabulary // rows)
+    blocks = math.ceil(model.vocabulary // rows / block), block
     arrays = [
-        array for array in set(read(program).held_arrays()) if lengths.intersection(array.shape)
+        array
+        for array in set(read(program).held_arrays())
+        if lengths.intersection(array.shape)
+        or (config.candidates and len(array.shape) == 3 and array.shape[1:] == blocks)
     ]
     table = model.vocabulary * model.width
     split = config.mesh.data * config.mesh.seq

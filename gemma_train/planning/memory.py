@@ -162,9 +162,12 @@ def table_parts(config: RunConfig) -> int:
 
 
 def _logit_bytes(config: RunConfig, width: int) -> int:
-    """The vocabulary loss: logits and softmax of a chunk, the table's own rows, their gradient."""
+    """The vocabulary loss: a chunk's logits, softmax and soft targets, the table's own rows,
+    their gradient.
+    """
     model = config.model
     parts = table_parts(config)
     own_rows = model.vocabulary // parts
     chunk = min(config.loss.chunk, chip_tokens(config)) * parts
-    return chunk * own_rows * (FLOAT32 + width) + own_rows * model.width * (FLOAT32 + width)
+    logits = FLOAT32 + width + (width if config.candidates else 0)
+    return chunk * own_rows * logits + own_rows * model.width * (FLOAT32 + width)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from gemma_train.config import RunConfig
+from gemma_train.config import Distillation, RunConfig
 from gemma_train.kernels.attention_splash import reach
 from gemma_train.model.config import Kind
 from gemma_train.planning.collectives import Total
@@ -61,9 +61,22 @@ def expected_gathers(config: RunConfig) -> Gathers:
     return Gathers(
         layers=config.accumulation * layers,
         table=config.accumulation * tables,
-        tokens=tokens * rows * (model.width * width + 8) if rows > 1 else 0.0,
+        tokens=tokens * rows * _token_bytes(config) if rows > 1 else 0.0,
         keys=passes * far * tokens * mesh.seq * keys if mesh.seq > 1 else 0.0,
     )
+
+
+def _token_bytes(config: RunConfig) -> int:
+    """What the loss needs to know of a token: its state, target and weight, and candidates."""
+    width = config.compute.bytes
+    state_and_text = config.model.width * width + 8
+    of_candidates = config.candidates * (4 + width) + 4 if config.candidates else 0
+    return loss_passes(config) * state_and_text + of_candidates
+
+
+def loss_passes(config: RunConfig) -> int:
+    """How often the loss goes over the logits."""
+    return config.loss.passes if isinstance(config.loss, Distillation) else 1
 
 
 def _stays_near(config: RunConfig, kind: Kind) -> bool:

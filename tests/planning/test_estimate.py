@@ -1,11 +1,14 @@
 """The roofline: what each part follows, and what a step is made of."""
 
+from dataclasses import replace
+
 import pytest
 
+from gemma_train.config import Distillation, Stored
 from gemma_train.errors import UserError
 from gemma_train.metrics.peak import peak_flops
 from gemma_train.model.flops import training_flops_per_token
-from gemma_train.planning.estimate import Assumptions, estimate_step, recomputed_flops
+from gemma_train.planning.estimate import Assumptions, estimate_step, recomputed_flops, target_flops
 from gemma_train.planning.memory import state_bytes
 from gemma_train.planning.slices import Slices
 from gemma_train.planning.traffic import (
@@ -49,6 +52,34 @@ def test_recomputed_flops_take_time_and_are_no_use(estimate, pod_run):
     assert twice.compute_seconds == pytest.approx(more * plain.compute_seconds)
     assert twice.mfu < plain.mfu
     assert recomputed_flops(pod_run(compute__remat="none")) == 0
+
+
+def test_a_teachers_candidates_take_time_and_are_no_use(estimate, pod_run):
+    config = pod_run()
+    loss = Distillation(teacher=Stored(folder="none", weights="none"))
+    vocabulary, width = config.model.vocabulary, config.model.width
+    products = 2 * 256 * vocabulary
+    assert target_flops(config) == 0
+    assert target_flops(replace(config, loss=loss)) == products
+    two_softmaxes = replace(loss, temperature=2.0, hard_label_weight=0.5)
+    again = 6 * vocabulary * width
+    assert target_flops(replace(config, loss=two_softmaxes)) == products + again
+    without = replace(loss, temperature=2.0)
+    assert target_flops(replace(config, loss=without)) == products
+    plain, taught = estimate(), estimate(loss=loss)
+    model = training_flops_per_token(config.model, config.data.sequence_length)
+    more = 1 + products / model
+    assert taught.compute_seconds == pytest.approx(more * plain.compute_seconds)
+    assert taught.mfu < plain.mfu
+
+
+def test_candidates_are_gathered_with_the_tokens_they_belong_to(pod_run):
+    config = pod_run()
+    loss = Distillation(teacher=Stored(folder="none", weights="none"))
+    plain, taught = (expected_gathers(one) for one in (config, replace(config, loss=loss)))
+    tokens = config.step_tokens / config.mesh.devices * 4  # of the chips that share the rows
+    assert taught.tokens - plain.tokens == tokens * (256 * (4 + 2) + 4)
+    assert (taught.layers, taught.table) == (plain.layers, plain.table)
 
 
 def test_what_does_not_overlap_is_added(estimate):
