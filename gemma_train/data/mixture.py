@@ -54,6 +54,14 @@ class Schedule:
         component = int(self._component[row])
         return component, period * int(self._quota[component]) + int(self._rank[row])
 
+    def places(self, component: int, rows: int) -> np.ndarray:
+        """Which of the first `rows` rows are a component's, in turn."""
+        size = self._component.size
+        within = np.flatnonzero(self._component == component)
+        periods = np.arange(-(-rows // size)) * size
+        found = (periods[:, None] + within).reshape(-1)
+        return found[found < rows]
+
 
 def _earliest_deadline_first(quota: Sequence[int]) -> np.ndarray:
     """Component of each row in a period, int32[sum(quota)].

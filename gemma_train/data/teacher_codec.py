@@ -10,6 +10,7 @@ so that these 160 B a token cost 4e-4 nats, where steps of 1/8 nat take 188 B fo
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -86,7 +87,7 @@ class Codec:
 
     @property
     def estimated_bytes(self) -> int:
-        """About what a token takes, its ids spread evenly over the vocabulary: a little too much."""
+        """About what a token takes with ids spread evenly over the vocabulary: rather too much."""
         share = max(1.0, self.vocabulary / self.candidates)
         code = {"normalised": 5.2, "equal": 0.0, "priority": 3.4}[self.weights]
         bits = self.candidates * (np.log2(np.e * share) + code)
@@ -128,14 +129,14 @@ class Codec:
         if ends.size != count or ends[-1] != len(record):
             raise ValueError("its length is wrong")
         view, starts = memoryview(record), [4 * count, *ends.tolist()]
-        return [view[start:end] for start, end in zip(starts[:-1], starts[1:], strict=True)]
+        return [view[start:end] for start, end in pairwise(starts)]
 
 
 _DECODED = np.concatenate([[0.0], _VALUES]).astype(np.float32)
 
 
 def codec(sampler: Sampler, *, vocabulary: int, length: int) -> Codec:
-    """The codec of a sampler's targets, for rows of `length` tokens. Raises `UserError` for Dense."""
+    """The codec of a sampler's targets for rows of `length` tokens; `UserError` for Dense."""
     require(
         not isinstance(sampler, Dense),
         f"loss.sampler is {sampler!r}: all of the vocabulary is too much to store; choose another, "

@@ -155,7 +155,7 @@ def test_damage_is_found_wherever_it_is(sampler):
     record = made.encode(made_row(sampler))
     random = np.random.default_rng(0)
     whole = made.decode(record)
-    for place in (*range(0, 50), *random.integers(0, len(record), 50)):
+    for place in (*range(50), *random.integers(0, len(record), 50)):
         damaged = bytearray(record)
         damaged[place] ^= 1 << int(random.integers(8))
         try:
