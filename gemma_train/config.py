@@ -103,6 +103,7 @@ RESUMABLE_CHANGES = {
     "compute.offloaded",
     "compute.scan_neighbours",
     "loss.chunk",
+    "loss.teacher.sharding",
     "data.read_threads",
     "data.prefetch_batches",
     "data.worker_processes",
