@@ -68,6 +68,18 @@ class RunConfig:
             f"data.batch_rows is {rows}: it must be a multiple of "
             f"mesh.replica x mesh.data x accumulation = {parts}",
         )
+        self._check_untaught()
+
+    def _check_untaught(self) -> None:
+        """A loss at another temperature has no place for rows that learn from the text alone."""
+        loss, untaught = self.loss, [s.path for s in self.data.train if s.weight and not s.taught]
+        if not isinstance(loss, Distillation) or not untaught:
+            return
+        require(
+            loss.temperature == 1.0 or loss.hard_label_weight > 0.0,
+            f"loss.temperature is {loss.temperature} and source {untaught[0]!r} is not taught: set "
+            "it to 1, or loss.hard_label_weight above 0",
+        )
         if isinstance(self.loss, Distillation):
             kept, vocabulary = size(self.loss.sampler, self.model.vocabulary), self.model.vocabulary
             require(
@@ -103,6 +115,7 @@ RESUMABLE_CHANGES = {
     "compute.offloaded",
     "compute.scan_neighbours",
     "loss.chunk",
+    "loss.teacher.folder",
     "loss.teacher.sharding",
     "data.read_threads",
     "data.prefetch_batches",

@@ -32,7 +32,7 @@ def run(config: RunConfig) -> None:
     if (weights := open_teacher(config)) is not None:
         say(told(config, weights))
     began = time.monotonic()
-    outcome = train(config)
+    outcome = train(config, say)
     if outcome.step == config.steps and is_leader():
         _conclude(config, outcome, parameters, time.monotonic() - began)
 

@@ -48,6 +48,7 @@ class Codec:
 
     def encode(self, row: Row) -> bytes:
         """The record of a row; positions of weight 0 are left out."""
+        assert row.candidates is not None and row.probabilities is not None
         taught = row.weights > 0
         ids, weights = row.candidates[taught], row.probabilities[taught]
         if not np.isfinite(weights).all() or (weights < 0).any():

@@ -239,7 +239,7 @@ def check_origin(folder: str, there: Origin, here: Origin) -> None:
     found = differences(there, here)
     require(
         not found,
-        f"teacher store {folder!r} was made with another {'; '.join(found[:3])}: make the config "
+        f"teacher store {folder!r} is not the config's ({'; '.join(found[:3])}): make the config "
         "agree, or name another loss.teacher.folder",
     )
 
