@@ -54,12 +54,12 @@ class Schedule:
         component = int(self._component[row])
         return component, period * int(self._quota[component]) + int(self._rank[row])
 
-    def places(self, component: int, rows: int) -> np.ndarray:
-        """Which of the first `rows` rows are a component's, in turn."""
+    def places(self, component: int, rows: int, most: int) -> np.ndarray:
+        """Which of the first `rows` rows are a component's, in turn; the first `most` of them."""
         size = self._component.size
         within = np.flatnonzero(self._component == component)
-        periods = np.arange(-(-rows // size)) * size
-        found = (periods[:, None] + within).reshape(-1)
+        periods = min(-(-rows // size), -(-most // within.size))
+        found = (np.arange(periods)[:, None] * size + within).reshape(-1)[:most]
         return found[found < rows]
 
 

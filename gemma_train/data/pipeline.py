@@ -234,7 +234,7 @@ class TrainingRows:
 
     def first_epoch(self, component: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
         """(places, numbers) of a component's distinct rows among the first `rows` of the stream."""
-        places = self.schedule.places(component, rows)[: len(self.components[component])]
+        places = self.schedule.places(component, rows, len(self.components[component]))
         order = self.orders[component]
         numbers = np.fromiter((order[turn] for turn in range(places.size)), np.int64, places.size)
         return places, numbers

@@ -1,0 +1,283 @@
+"""The teacher's pass in processes of its own: killed, shared, repeated, refused."""
+
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gemma_train.config import load
+from gemma_train.data.pipeline import batches
+from gemma_train.data.teacher_shards import read_description
+from gemma_train.data.teacher_store import TeacherStore
+from gemma_train.training.stored import store_codec
+from tests.commands.conftest import command, environment
+
+DISTILLED = """
+from dataclasses import replace
+from gemma_train.config import Distillation, Priority, Stored, TopK, load
+
+run = load({run!r})
+config = replace(
+    run,
+    folder={folder!r},
+    loss=Distillation(
+        teacher=Stored(folder={store!r}, weights={weights!r}), sampler={sampler}, chunk=64
+    ),
+)
+"""
+SHARDS = ("--shard-tokens", "256")  # 4 rows of 64 tokens: 12 shards of the run's 48 rows
+
+
+@pytest.fixture
+def write_distilled(tmp_path, finished_run):
+    """Writes the config of a student of the finished run, and returns its path."""
+    folder, run = finished_run
+
+    def write(name: str = "student", *, store: Path, sampler="TopK(candidates=16)", weights=None):
+        file = tmp_path / f"{name}.py"
+        text = DISTILLED.format(
+            run=run,
+            folder=str(tmp_path / name),
+            store=str(store),
+            weights=str(weights or folder),
+            sampler=sampler,
+        )
+        file.write_text(text)
+        return str(file)
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def whole_store(tmp_path_factory, finished_run, gemma_train) -> tuple[Path, str]:
+    """(store, config) of a pass that nothing disturbed."""
+    folder, run = finished_run
+    place = tmp_path_factory.mktemp("teachers")
+    config = place / "whole.py"
+    config.write_text(
+        DISTILLED.format(
+            run=run,
+            folder=str(place / "student"),
+            store=str(place / "whole"),
+            weights=str(folder),
+            sampler="TopK(candidates=16)",
+        )
+    )
+    done = gemma_train("teacher", str(config), *SHARDS)
+    assert done.returncode == 0, done.stderr
+    assert "48 of 48 rows to write" in done.stdout
+    assert "B a token" in done.stdout
+    return place / "whole", str(config)
+
+
+def assert_same_files(one: Path, other: Path) -> None:
+    names = sorted(path.name for path in one.iterdir())
+    assert names == sorted(path.name for path in other.iterdir())
+    for name in names:
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+
+
+def test_a_pass_killed_at_any_moment_resumes_byte_for_byte(
+    tmp_path, write_distilled, whole_store, gemma_train
+):
+    store = tmp_path / "killed"
+    config = write_distilled(store=store)
+    finished = int(np.random.default_rng(time.time_ns()).integers(1, 12))
+    process = subprocess.Popen(
+        command("teacher", config, *SHARDS), env=environment(), stdout=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if len(list(store.glob("targets-*.json"))) >= finished:
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.001)
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL, "the pass ended by itself"
+    kept = {path: path.stat().st_mtime_ns for path in store.glob("targets-*.json")}
+    assert len(kept) >= finished
+    again = gemma_train("teacher", config, *SHARDS)
+    assert again.returncode == 0, again.stderr
+    assert f"{4 * (12 - len(kept))} of 48 rows to write" in again.stdout
+    assert all(path.stat().st_mtime_ns == when for path, when in kept.items())
+    for leftover in store.glob(".*.writing"):
+        leftover.unlink()
+    assert_same_files(store, whole_store[0])
+
+
+def test_writers_of_one_folder_make_what_one_would(
+    tmp_path, write_distilled, whole_store, gemma_train
+):
+    store = tmp_path / "shared"
+    config = write_distilled(store=store)
+    processes = [
+        subprocess.Popen(
+            command("teacher", config, *SHARDS, "--writer", str(number), "--writers", "2"),
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in (0, 1)
+    ]
+    told = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], told
+    assert_same_files(store, whole_store[0])
+
+
+def test_one_writer_of_two_leaves_a_store_that_is_not_finished(
+    tmp_path, write_distilled, whole_store, gemma_train
+):
+    store = tmp_path / "half"
+    config = write_distilled(store=store)
+    done = gemma_train("teacher", config, *SHARDS, "--writer", "1", "--writers", "2")
+    assert done.returncode == 0, done.stderr
+    assert "6 of 12 shards are there" in done.stdout
+    refused = gemma_train("train", config)
+    assert refused.returncode == 2
+    assert "holds no finished teacher store (no teacher.json)" in refused.stderr
+    assert not (tmp_path / "student" / "config.py").exists()
+    # Another number of writers takes over what is left.
+    done = gemma_train("teacher", config, *SHARDS)
+    assert "24 of 48 rows to write" in done.stdout
+    assert_same_files(store, whole_store[0])
+
+
+def test_a_complete_store_is_left_as_it_is(whole_store, gemma_train):
+    store, config = whole_store
+    before = {path: path.stat().st_mtime_ns for path in store.iterdir()}
+    again = gemma_train("teacher", config, *SHARDS, "--verify")
+    assert again.returncode == 0, again.stderr
+    assert f"{store} is complete: 48 rows" in again.stdout
+    assert "checksums: all equal" in again.stdout
+    assert {path: path.stat().st_mtime_ns for path in store.iterdir()} == before
+
+
+def test_a_dry_run_writes_nothing(tmp_path, write_distilled, gemma_train):
+    store = tmp_path / "dry"
+    done = gemma_train("teacher", write_distilled(store=store), *SHARDS, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "48 of 48 rows to write, 3.07k tokens" in done.stdout
+    assert not store.exists()
+
+
+def test_a_mesh_gives_the_same_candidates(tmp_path, write_distilled, whole_store, gemma_train):
+    store = tmp_path / "meshed"
+    config = write_distilled(store=store)
+    mesh = ("--mesh.data", "2", "--mesh.seq", "2")
+    done = gemma_train("teacher", config, *SHARDS, *mesh, devices=4)
+    assert done.returncode == 0, done.stderr
+    run = load(config)
+    streams = [
+        batches(
+            run.data,
+            start_row=0,
+            batch_indices=range(4),
+            teacher=TeacherStore(str(folder), store_codec(run)),
+        )
+        for folder in (store, whole_store[0])
+    ]
+    for _ in range(12):
+        one, other = (next(stream) for stream in streams)
+        same = (one.candidates_btq == other.candidates_btq).all(axis=-1)
+        assert same.mean() > 0.98  # the 16th and the 17th may be as likely
+        np.testing.assert_allclose(
+            one.probabilities_btq[same], other.probabilities_btq[same], atol=0.02
+        )
+    for stream in streams:
+        stream.close()
+
+
+def test_two_processes_write_one_store(tmp_path, write_distilled, whole_store):
+    store = tmp_path / "joined"
+    config = write_distilled(store=store)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    joined = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    words = ("--mesh.data", "2", "--mesh.runtime", "many_processes")
+    processes = [
+        subprocess.Popen(
+            command("teacher", config, *SHARDS, *words),
+            env={**environment(1), **joined, "JAX_PROCESS_ID": str(number)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in (0, 1)
+    ]
+    told = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], told
+    there, expected = read_description(str(store)), read_description(str(whole_store[0]))
+    assert there.head == expected.head
+    assert there.total("tokens") == expected.total("tokens")
+
+
+def test_a_student_of_too_few_rows_is_told_how_many_and_what_adds_them(
+    tmp_path, whole_store, gemma_train
+):
+    store, config = whole_store
+    copy = tmp_path / "copy"
+    shutil.copytree(store, copy)
+    words = ("--loss.teacher.folder", str(copy), "--folder", str(tmp_path / "student"))
+    refused = gemma_train("train", config, *words, "--steps", "14")
+    assert refused.returncode == 2
+    assert "lacks 8 of the rows that 14 steps need: gemma-train teacher" in refused.stderr
+    assert not (tmp_path / "student" / "config.py").exists()
+    added = gemma_train("teacher", config, *words, *SHARDS, "--steps", "14")
+    assert added.returncode == 0, added.stderr
+    assert "8 of 56 rows to write" in added.stdout
+    assert read_description(str(copy)).total("rows") == 56
+
+
+@pytest.mark.parametrize(
+    ("verb", "words"), [("teacher", SHARDS), ("train", ("--folder", "nowhere"))]
+)
+def test_a_config_that_is_not_the_stores_is_refused(whole_store, gemma_train, verb, words):
+    refused = gemma_train(verb, whole_store[1], *words, "--loss.seed", "4")
+    assert refused.returncode == 2
+    assert "loss.seed 0 there, 4 here" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+    assert not Path("nowhere").exists()
+
+
+def test_another_teacher_is_refused_and_an_absent_one_believed(
+    tmp_path, write_distilled, whole_store, finished_run, gemma_train
+):
+    store, _ = whole_store
+    run, _ = finished_run
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    newest = max((other / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    shutil.rmtree(newest)
+    refused = gemma_train("train", write_distilled(store=store, weights=other))
+    assert refused.returncode == 2
+    assert "teacher's parameters (SHA-256)" in refused.stderr
+    away = write_distilled(store=store, weights=tmp_path / "away")
+    believed = gemma_train("train", away, "--steps", "2")
+    assert believed.returncode == 0, believed.stderr
+    assert "which is not here to compare: the store is believed" in believed.stdout
+    refused = gemma_train("teacher", away, *SHARDS)
+    assert refused.returncode == 2
+    assert "away' does not exist" in refused.stderr
+
+
+def test_what_is_no_distilled_run_is_refused(finished_run, gemma_train):
+    _, config = finished_run
+    refused = gemma_train("teacher", config)
+    assert refused.returncode == 2
+    assert "loss is NextToken without a store: set loss=Distillation(" in refused.stderr
+
+
+def test_wrong_arguments_are_named(whole_store, gemma_train):
+    for message, words in {
+        "writer is 2: must be 0 to 1, for writers is 2": ("--writer", "2", "--writers", "2"),
+        "data.shard_rows 4 there, 5 here": ("--shard-tokens", "320"),
+    }.items():
+        refused = gemma_train("teacher", whole_store[1], *words)
+        assert refused.returncode == 2
+        assert message in refused.stderr
