@@ -21,5 +21,5 @@ sweep = Sweep(
     folder="runs/sweeps/learning_rate",
     runs=runs_of(base, product(rates, seeds(2))),
     baseline="rate=0.004",
-    plots=(AtEnd(x="rate"), OverTokens(after_tokens=10_000)),
+    plots=(AtEnd(x="rate", against_baseline=True), OverTokens(after_tokens=10_000)),
 )

@@ -19,7 +19,7 @@ TAIL_BYTES = 8192
 
 
 class Interruption:
-    """While entered, Ctrl-C and SIGTERM go to the running child as SIGINT, and are remembered."""
+    """While entered, Ctrl-C, SIGTERM and a hangup go to the running child as SIGINT, remembered."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -32,7 +32,9 @@ class Interruption:
             child.send_signal(signal.SIGINT)
 
     def __enter__(self) -> Self:
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # which is what nohup asks for
+            numbers.append(signal.SIGHUP)
         self._before = {number: signal.signal(number, self._ask) for number in numbers}
         return self
 

@@ -38,7 +38,7 @@ def drawn(sweep: Sweep, groups: Sequence[Group]) -> dict[str, bytes]:
         for axes, plot in zip(row, sweep.plots, strict=True):
             match plot:
                 case AtEnd():
-                    _at_end(axes, plot.x, sweep, groups)
+                    _at_end(axes, plot, sweep, groups)
                 case OverTokens():
                     _over_tokens(axes, plot, groups)
             _dress(axes, groups)
@@ -55,33 +55,51 @@ def _saved(figure: Any, **how: Any) -> bytes:
     return file.getvalue()
 
 
-def _at_end(axes: Any, x: str, sweep: Sweep, groups: Sequence[Group]) -> None:
-    """Lines through the means, bars for the intervals, a dot for every run."""
-    lines: dict[str, list[Group]] = {}
-    for group in groups:
-        rest = {name: value for name, value in group.factors.items() if name != x}
-        if x in group.factors:
-            lines.setdefault(told(rest), []).append(group)
-    values = dict.fromkeys(group.factors[x] for line in lines.values() for group in line)
-    place = _scale(axes, list(values))
-    for (name, members), colour in zip(lines.items(), _colours(len(lines)), strict=True):
-        members = sorted(members, key=lambda group: place[group.factors[x]])
-        places = [place[group.factors[x]] for group in members]
-        means = [group.mean for group in members]
-        line, reach = [_finite(mean.mean) for mean in means], [_reach(mean) for mean in means]
-        axes.errorbar(
-            places, line, reach, color=colour, marker="o", markersize=5, capsize=3, label=name
-        )
-        for where, group in zip(places, members, strict=True):
-            figures = [_finite(one.metric) for one in group.results]
-            axes.plot([where] * len(figures), figures, "o", color=colour, alpha=0.4, markersize=3)
-            if not math.isfinite(group.mean.mean):  # a run that blew up, at the upper edge
-                edge = axes.get_xaxis_transform()
-                axes.plot([where], [0.97], "x", color=colour, markersize=7, transform=edge)
-    for group in groups:
-        if x not in group.factors:
-            axes.axhline(_finite(group.mean.mean), color=FAINT, linestyle="--", label=group.name)
-    axes.set(xlabel=x, ylabel=sweep.figure)
+def _at_end(axes: Any, plot: AtEnd, sweep: Sweep, groups: Sequence[Group]) -> None:
+    """Lines through the means with bars for their intervals; level lines for what has no x."""
+    drawn = [(group, group.mean) for group in groups]
+    if plot.against_baseline:
+        nothing = {sweep.baseline: Mean.of([0.0])}  # the baseline's own place on its line
+        drawn = [(one, one.difference or nothing.get(one.name)) for one in groups]
+    drawn = [(group, mean) for group, mean in drawn if mean is not None]
+    lines: dict[str, list[tuple[Group, Mean]]] = {}
+    for group, mean in drawn:
+        rest = {name: value for name, value in group.factors.items() if name != plot.x}
+        if plot.x in group.factors:
+            lines.setdefault(told(rest), []).append((group, mean))
+    values = [group.factors[plot.x] for line in lines.values() for group, _ in line]
+    place = _scale(axes, list(dict.fromkeys(values)))
+    for (name, line), colour in zip(lines.items(), _colours(len(lines)), strict=True):
+        line.sort(key=lambda one: place[one[0].factors[plot.x]])
+        places = [place[group.factors[plot.x]] for group, _ in line]
+        _bars(axes, places, [mean for _, mean in line], name, colour)
+        if not plot.against_baseline:
+            _dots(axes, places, [group for group, _ in line], colour)
+    for group, mean in drawn:
+        if plot.x not in group.factors:
+            axes.axhline(_finite(mean.mean), color=FAINT, linestyle="--", label=group.name)
+    axes.set(xlabel=plot.x, ylabel=sweep.figure)
+    if plot.against_baseline:
+        axes.axhline(0, color=INK, linewidth=1)
+        axes.set(ylabel=f"{sweep.figure} against {sweep.baseline}")
+
+
+def _bars(axes: Any, places: list[float], means: list[Mean], name: str, colour: Any) -> None:
+    line, reach = [_finite(mean.mean) for mean in means], [_reach(mean) for mean in means]
+    axes.errorbar(
+        places, line, reach, color=colour, marker="o", markersize=5, capsize=3, label=name
+    )
+    edge = axes.get_xaxis_transform()
+    for where, mean in zip(places, means, strict=True):
+        if not math.isfinite(mean.mean):  # a run that blew up, at the upper edge
+            axes.plot([where], [0.97], "x", color=colour, markersize=7, transform=edge)
+
+
+def _dots(axes: Any, places: list[float], groups: list[Group], colour: Any) -> None:
+    """Every run's own figure, faint."""
+    for where, group in zip(places, groups, strict=True):
+        figures = [_finite(one.metric) for one in group.results]
+        axes.plot([where] * len(figures), figures, "o", color=colour, alpha=0.4, markersize=3)
 
 
 def _over_tokens(axes: Any, plot: OverTokens, groups: Sequence[Group]) -> None:

@@ -131,6 +131,7 @@ def _make(run: Run, lock: Lock, stop: Interruption, progress: Progress) -> Failu
         words = f"{run.name} · {last_line(log, start)}"
         progress.update(progress.task_ids[0], description=words)
 
+    progress.update(progress.task_ids[0], description=run.name)
     how = None
     for command in commands_of(run):
         if how is None and not stop.requested:

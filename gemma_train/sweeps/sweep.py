@@ -62,6 +62,7 @@ class AtEnd:
     """
 
     x: str  # the label on the x axis: numbers are drawn to scale, texts side by side
+    against_baseline: bool = False  # draw the differences from the baseline, seed by seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,12 +101,17 @@ class Sweep:
             self.baseline is None or self.baseline in groups,
             f"baseline is {self.baseline!r}, no group of runs: choose one of {_some(groups)}",
         )
-        labels = dict.fromkeys(label for run in self.runs for label in run.labels)
+        labels = dict.fromkeys(label for run in self.runs for label in run.factors)
         for plot in self.plots:
-            require(
-                not isinstance(plot, AtEnd) or plot.x in labels,
-                f"{plot} asks for a label that no run has: choose one of {_some(labels)}",
-            )
+            if isinstance(plot, AtEnd):
+                require(
+                    plot.x in labels,
+                    f"{plot} asks for a label that no run has: choose one of {_some(labels)}",
+                )
+                require(
+                    self.baseline is not None or not plot.against_baseline,
+                    f"{plot} needs a baseline: choose one of {_some(groups)}",
+                )
 
     def _check_names(self) -> None:
         names = [run.name for run in self.runs]

@@ -11,7 +11,7 @@ from gemma_train.sweeps import AtEnd, OverTokens, Run, Sweep, plot
 from gemma_train.sweeps.results import Result, groups
 
 
-def found(rows):
+def found(rows, baseline=None):
     """Groups of done runs from (labels, loss, folder)."""
     return groups(
         [
@@ -26,7 +26,7 @@ def found(rows):
             )
             for number, (labels, loss, folder) in enumerate(rows)
         ],
-        None,
+        baseline,
     )
 
 
@@ -50,6 +50,18 @@ def test_lines_by_the_other_factors_over_numbers():
         assert words in text
     for tick in ("0.001", "0.01", "0.1"):
         assert f">{tick}<" in text
+
+
+def test_differences_from_the_baseline_are_drawn_with_it_at_zero():
+    rows = [
+        ({"rate": rate, "seed": seed}, seed + offset + rate, "x")
+        for rate, offset in ((1.0, 0.0), (2.0, 0.5), (3.0, 0.25))
+        for seed in (0, 1)
+    ]
+    groups = found(rows, "rate=2")
+    text = svg(groups, AtEnd(x="rate", against_baseline=True), baseline="rate=2")
+    assert "against rate=2" in text
+    assert all(f">{rate}<" in text for rate in (1, 2, 3))
 
 
 def test_texts_stand_side_by_side_and_a_loss_that_is_not_finite_is_left_out():
