@@ -24,7 +24,7 @@ from gemma_train.model.config import ComputeConfig, GemmaConfig
 from gemma_train.model.sizes import GEMMA3_1B
 from gemma_train.optimizer import OptimizerConfig
 from gemma_train.run_files import RECORD
-from gemma_train.samplers import Counts, Dense, Gumbel, Multinomial, Priority, TopK
+from gemma_train.samplers import Counts, Dense, Gumbel, Multinomial, Priority, TopK, size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +68,13 @@ class RunConfig:
             f"data.batch_rows is {rows}: it must be a multiple of "
             f"mesh.replica x mesh.data x accumulation = {parts}",
         )
+        if isinstance(self.loss, Distillation):
+            kept, vocabulary = size(self.loss.sampler, self.model.vocabulary), self.model.vocabulary
+            require(
+                kept <= vocabulary,
+                f"loss.sampler.candidates is {kept}, more than the vocabulary's {vocabulary}: "
+                "choose fewer",
+            )
 
     @property
     def step_tokens(self) -> int:
@@ -96,6 +103,7 @@ RESUMABLE_CHANGES = {
     "compute.offloaded",
     "compute.scan_neighbours",
     "loss.chunk",
+    "loss.teacher.sharding",
     "data.read_threads",
     "data.prefetch_batches",
     "data.worker_processes",

@@ -4,8 +4,19 @@ from pathlib import Path
 import pytest
 
 from gemma_train import config as configs
-from gemma_train.config import OptimizerConfig, differences, load, read_record, record
+from gemma_train.config import (
+    Dense,
+    Distillation,
+    Online,
+    OptimizerConfig,
+    TopK,
+    differences,
+    load,
+    read_record,
+    record,
+)
 from gemma_train.data.recipe import load_recipe
+from gemma_train.errors import UserError
 from gemma_train.model import sizes
 from gemma_train.zero3 import split
 
@@ -76,3 +87,17 @@ def test_differences_name_the_field_and_leave_out_what_does_not_change_learning(
         folder="elsewhere",
     )
     assert differences(config, other) == ["optimizer.peak_lr was 0.008, is 1.0"]
+
+
+def test_a_sampler_of_more_tokens_than_there_are_is_refused():
+    config = load(str(FILES[-1]))
+    small = replace(config, model=replace(config.model, vocabulary=256))
+
+    def distilled(sampler):
+        loss = Distillation(teacher=Online(weights="nowhere"), sampler=sampler)
+        return replace(small, loss=loss)
+
+    assert distilled(TopK(candidates=256)).loss.sampler.candidates == 256
+    assert distilled(Dense()).loss.sampler == Dense()
+    with pytest.raises(UserError, match="candidates is 257, more than the vocabulary's 256"):
+        distilled(TopK(candidates=257))

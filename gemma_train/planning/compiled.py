@@ -17,6 +17,7 @@ from gemma_train.placement import abstract_batch
 from gemma_train.silence import silenced_standard_error
 from gemma_train.training.state import abstract_state
 from gemma_train.training.step import make_step
+from gemma_train.training.teacher import abstract_teacher
 
 _REFUSAL = re.compile(r"\(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)")
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -27,7 +28,7 @@ class Compiled:
     """A step that compiled. Bytes are those of one chip."""
 
     peak_bytes: int
-    argument_bytes: int  # parameters, moments and batch
+    argument_bytes: int  # parameters, moments, batch and, in the step, a teacher
     program: str  # the compiler's own text, HLO after optimisation
     seconds: float  # that it took
 
@@ -45,7 +46,7 @@ def lower_step(config: RunConfig, mesh: Mesh) -> jax.stages.Lowered:
     """The trainer's step on `mesh`, traced from shapes alone: the program before it is compiled."""
     with jax.set_mesh(mesh):
         batch = abstract_batch(mesh, config.data.batch_rows, config.data.sequence_length)
-        step = make_step(config).trace(abstract_state(config), batch)
+        step = make_step(config).trace(abstract_state(config), batch, abstract_teacher(config))
         platform = mesh.devices.flat[0].platform
         return step.lower(lowering_platforms=(platform,))
 

@@ -28,9 +28,9 @@ def test_plan_and_train_lower_the_same_program_for_the_quickstart(
         """The trainer's own step, whose program is kept when it is first called."""
         step = make_step(config)
 
-        def call(state, batch):
-            trained.append(step.trace(state, batch).lower().as_text())
-            return step(state, batch)
+        def call(*arguments):
+            trained.append(step.trace(*arguments).lower().as_text())
+            return step(*arguments)
 
         return call
 
