@@ -22,7 +22,7 @@ FLOORS = (
     ("evaluation",),
     ("config",),
     ("conversion",),
-    ("training", "stages"),
+    ("training", "stages", "sweeps"),
     ("planning",),
     ("commands",),
     ("__main__",),

@@ -1,7 +1,7 @@
 """`gemma-train VERB ...`: finds the verb, builds its arguments with tyro, and ends with one line.
 
-Each verb's module is imported only when it is called for. Exit codes: 0 done, 2 the user's mistake
-(one line on standard error, no traceback), 130 stopped at once.
+Each verb's module is imported only when it is called for. Exit codes: 0 done, 1 a run of a sweep
+failed, 2 the user's mistake (one line on standard error, no traceback), 130 stopped at once.
 """
 
 import contextlib
@@ -23,6 +23,7 @@ USAGE = """usage: gemma-train VERB ...
   train CONFIG         pretrain: run a config of configs/, or go on where it stopped
   teacher CONFIG       run a config's teacher over its rows, and store what it says
   plan CONFIG          compile a config's step for a TPU pod: memory, traffic, days, cost
+  sweep FILE           run the named runs of a sweep: tables and a plot with intervals over seeds
   evaluate RUN         the held-out loss of a run, beside the unigram entropy
   sample MODEL         continue prompts with a run's newest checkpoint, or imported weights
   report RUN           write a run's curves and config as one HTML page
@@ -45,7 +46,7 @@ def run(arguments: list[str]) -> int:
         print(USAGE, end="")
         return 0 if arguments else 2
     try:
-        _verb(arguments[0])(arguments[1:])
+        return _verb(arguments[0])(arguments[1:]) or 0
     except UserError as error:
         return _failed(str(error))
     except BrokenPipeError:
@@ -60,11 +61,10 @@ def run(arguments: list[str]) -> int:
         if "No space left on device" not in str(error):
             raise
         return _failed(NO_SPACE)
-    return 0
 
 
-def _verb(name: str) -> Callable[[list[str]], None]:
-    """The function of a verb, from the command line's words after it."""
+def _verb(name: str) -> Callable[[list[str]], int | None]:
+    """The function of a verb, from the command line's words after it; it may give an exit code."""
     match name:
         case "tokenizer":
             from gemma_train.commands import tokenizer
@@ -80,6 +80,10 @@ def _verb(name: str) -> Callable[[list[str]], None]:
             return _teacher
         case "plan":
             return _plan
+        case "sweep":
+            from gemma_train.commands import sweep
+
+            return lambda words: sweep.run(_parse(sweep.SweepArguments, words, name))
         case "evaluate":
             from gemma_train.commands import evaluate
 

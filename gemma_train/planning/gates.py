@@ -24,7 +24,8 @@ from gemma_train.planning.memory import (
 )
 from gemma_train.planning.program import Buffer, Program, read
 from gemma_train.planning.slices import Slices
-from gemma_train.planning.traffic import expected_gathers
+from gemma_train.planning.traffic import expected_gathers, teacher_gathers
+from gemma_train.training.teacher import online, teacher_model
 
 LARGEST_ALL_REDUCE = 64 * 2**20  # bytes of one plain all-reduce inside a scan body
 ALL_REDUCE_SHARE = 0.02  # of the bf16 weights: all plain all-reduces of a step together
@@ -120,10 +121,13 @@ def float32_gather_gate(config: RunConfig, found: Iterable[Collective]) -> Gate:
 
     A weight that is gathered ahead of its cast travels twice as wide. What is gathered over
     replica alone is no weight, for none is split over it: XLA sums large shards between slices in
-    parts, and gathers these within each.
+    parts, and gathers these within each. A teacher may be of float32.
     """
-    model = config.model
-    scales = math.ceil(model.layers / len(model.pattern)) * model.width
+    teacher, own = online(config), config.model
+    models = [model for model in (own, teacher_model(config)) if model]
+    scales = max(math.ceil(model.layers / len(model.pattern)) * model.width for model in models)
+    if teacher is not None and teacher.dtype == "float32":
+        scales = max(model.vocabulary * model.width for model in models[1:])
     chunk = min(config.loss.chunk, chip_tokens(config)) * table_parts(config)
     wide = [
         one
@@ -145,7 +149,8 @@ def gather_gate(config: RunConfig, found: Iterable[Collective]) -> Gate:
     return Gate(
         name="all-gathers of a step",
         found_bytes=sum(one.step_bytes for one in gathers),
-        limit_bytes=SLACK * expected_gathers(config).total + SMALL,
+        limit_bytes=SLACK * (expected_gathers(config).total + teacher_gathers(config).total)
+        + SMALL,
         worst=_most(gathers),
     )
 
@@ -178,15 +183,22 @@ def vocabulary_gates(config: RunConfig, program: str | Program) -> list[Gate]:
 
     Arrays are known by an axis of the vocabulary's length, or of the rows that a chip holds.
     """
-    model, rows = config.model, table_parts(config)
-    lengths = {model.vocabulary, model.vocabulary // rows}
+    teacher, model, split = online(config), config.model, config.mesh.data * config.mesh.seq
+    models = [one for one in (model, teacher_model(config)) if one]
+    parts = {one.width: table_parts(config, one) for one in models}
+    lengths = {model.vocabulary // part for part in (1, *parts.values())}
     arrays = [
         array for array in set(read(program).held_arrays()) if lengths.intersection(array.shape)
     ]
-    table = model.vocabulary * model.width
-    split = config.mesh.data * config.mesh.seq
-    of_table = {table // part for part in (1, rows, split // rows, split)}
-    whole = [array for array in arrays if array.elements == table and rows > 1]
+    of_table = {
+        model.vocabulary * width // part
+        for width, rows in parts.items()
+        for part in (1, rows, split // rows, split)
+    }
+    if teacher is not None and teacher.sharding == "whole":  # its table is meant to be whole
+        parts = {model.width: parts[model.width]} if models[1].width != model.width else {}
+    tables = {model.vocabulary * width for width, rows in parts.items() if rows > 1}
+    whole = [array for array in arrays if array.elements in tables]
     logits = [array for array in arrays if array.elements not in of_table]
     chunk = min(config.loss.chunk, chip_tokens(config)) * model.vocabulary
     return [
