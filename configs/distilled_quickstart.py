@@ -6,16 +6,14 @@ says of the student's rows, `gemma-train train configs/distilled_quickstart.py` 
 
 from dataclasses import replace
 
-from gemma_train.config import Distillation, Stored, TopK, load
+from gemma_train.config import Stored, TopK, load
+from gemma_train.stages.distil import distilled
 
 quickstart = load("configs/quickstart.py")
+student = replace(quickstart.model, width=96, query_heads=2, head_dimension=32, hidden=384)
 
-config = replace(
-    quickstart,
-    folder="runs/distilled_quickstart",
-    model=replace(quickstart.model, width=96, query_heads=2, head_dimension=32, hidden=384),
-    loss=Distillation(
-        teacher=Stored(folder="data/teachers/quickstart", weights="runs/quickstart"),
-        sampler=TopK(candidates=64),
-    ),
+config = distilled(
+    replace(quickstart, model=student),
+    teacher=Stored(folder="data/teachers/quickstart", weights="runs/quickstart"),
+    sampler=TopK(candidates=64),
 )

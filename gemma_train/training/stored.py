@@ -24,6 +24,11 @@ def stored(config: RunConfig) -> Stored | None:
     return None
 
 
+def stored_candidates(config: RunConfig) -> int:
+    """How many candidates a position of the run's batches brings with it; 0 without a store."""
+    return store_codec(config).candidates if stored(config) else 0
+
+
 def with_teacher_online(config: RunConfig) -> RunConfig:
     """The run whose step would compute what the store of this one holds."""
     teacher = stored(config)

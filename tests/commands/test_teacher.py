@@ -1,25 +1,39 @@
 """The teacher's pass in processes of its own: killed, shared, repeated, refused."""
 
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from etils import epath
 
-from gemma_train.config import load
+from gemma_train import storage
+from gemma_train.config import RunConfig, TokenSource, load
+from gemma_train.conversion.load import open_weights
 from gemma_train.data.pipeline import batches
 from gemma_train.data.teacher_shards import read_description
 from gemma_train.data.teacher_store import TeacherStore
-from gemma_train.training.stored import store_codec
+from gemma_train.errors import UserError
+from gemma_train.losses.distillation import Stored, taught
+from gemma_train.placement import place
+from gemma_train.samplers import Counts, Dense, Gumbel, Priority, TopK
+from gemma_train.tokenizer.training import TokenizerConfig, train_tokenizer
+from gemma_train.training.stored import open_store, store_codec, with_teacher_online
+from gemma_train.training.teacher import load_teacher
+from gemma_train.training.teaching import check_disk, plan_store, share_of, write_share
 from tests.commands.conftest import command, environment
+from tests.commands.test_train import steps_of
 
 DISTILLED = """
 from dataclasses import replace
-from gemma_train.config import Distillation, Priority, Stored, TopK, load
+from gemma_train.config import Distillation, Online, Priority, Stored, TopK, load
 
 run = load({run!r})
 config = replace(
@@ -264,6 +278,125 @@ def test_another_teacher_is_refused_and_an_absent_one_believed(
     refused = gemma_train("teacher", away, *SHARDS)
     assert refused.returncode == 2
     assert "away' does not exist" in refused.stderr
+
+
+def stored_config(whole_store, **changes) -> RunConfig:
+    """The config of the store's student, with fields of its loss changed."""
+    config = load(whole_store[1])
+    return replace(config, loss=replace(config.loss, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 4}, "loss.seed 0 there, 4 here"),
+        ({"temperature": 2.0}, "loss.temperature 1.0 there, 2.0 here"),
+        ({"sampler": TopK(candidates=17)}, r"loss.sampler .*candidates=16.* there, .*=17.* here"),
+        ({"sampler": Counts(candidates=16)}, "loss.sampler 'TopK.* there, 'Counts.* here"),
+        ({"sampler": Dense()}, r"loss.sampler is Dense\(\): all of the vocabulary is too much"),
+    ],
+)
+def test_a_store_is_opened_for_its_own_loss_alone(whole_store, changes, message):
+    with pytest.raises(UserError, match=message):
+        open_store(stored_config(whole_store, **changes), print)
+
+
+def test_a_store_is_opened_for_its_own_data_and_tokenizer_alone(whole_store, tmp_path):
+    config = stored_config(whole_store)
+    shorter = replace(config, data=replace(config.data, sequence_length=32))
+    with pytest.raises(UserError, match="data.sequence_length 64 there, 32 here"):
+        open_store(shorter, print)
+    other = epath.Path(tmp_path / "other.model")
+    texts = [Path(__file__).read_text(), Path(storage.__file__).read_text()]
+    train_tokenizer(texts, TokenizerConfig(path=str(other), vocabulary=600), other)
+    renamed = replace(config, data=replace(config.data, tokenizer=str(other)))
+    with pytest.raises(UserError, match="was made with the tokenizer"):
+        open_store(renamed, print)
+    away = replace(config.loss, teacher=replace(config.loss.teacher, weights="away"))
+    with pytest.raises(UserError, match=r"\(tokenizer '\w+' there, '\w+' here"):
+        open_store(replace(renamed, loss=away), print)
+    held_out = TokenSource(path=config.data.held_out[0])
+    elsewhere = replace(config, data=replace(config.data, train=(held_out,)))
+    with pytest.raises(UserError, match=r"was made from '.*train'.*, not from '.*held_out'"):
+        open_store(elsewhere, print)
+    assert open_store(replace(config, steps=1), print) is not None
+
+
+def test_a_disk_without_room_is_refused_naming_both(whole_store, monkeypatch):
+    config = stored_config(whole_store, teacher=Stored(folder="nowhere", weights="teacher"))
+    weights = open_weights(stored_config(whole_store).loss.teacher.weights)
+    share = share_of(plan_store(config, weights, shard_tokens=256), writer=0, writers=1)
+    assert share.rows == share.left == 48
+    monkeypatch.setattr(storage, "free_bytes", lambda folder: 1234)
+    with pytest.raises(
+        UserError, match=r"'nowhere' needs about [\d,]+ bytes and its disk has 1,234"
+    ):
+        check_disk(share, store_codec(config), print)
+
+
+@pytest.mark.parametrize(
+    "sampler", [TopK(candidates=64), Gumbel(candidates=64), Priority(candidates=64)], ids=str
+)
+def test_what_is_stored_is_what_the_teacher_would_say_in_the_step(
+    whole_store, tmp_path, sampler, mesh_of
+):
+    """The stored targets' divergence from the online ones, and what it does to a loss, in nats."""
+    config = stored_config(whole_store, sampler=sampler)
+    teacher = replace(config.loss.teacher, folder=str(tmp_path / "store"))
+    config = replace(config, loss=replace(config.loss, teacher=teacher), steps=2)
+    weights = open_weights(teacher.weights)
+    plan = plan_store(config, weights, shard_tokens=256)
+    with mesh_of():
+        mesh = jax.sharding.get_mesh()
+        share = share_of(plan, writer=0, writers=1)
+        write_share(config, weights, share, mesh, lambda text: None)
+        plan.conclude(plan.finished())
+        store = open_store(config, lambda text: None)
+        model = load_teacher(with_teacher_online(config), weights)
+        with batches(config.data, start_row=0, batch_indices=range(4), teacher=store) as stream:
+            stored_batch = next(stream)
+        silent = replace(stored_batch, candidates_btq=None, probabilities_btq=None)
+        online = jax.jit(taught, static_argnums=2)(model, place(silent, mesh, 4), config.loss)
+    counts = stored_batch.weights_bt > 0
+    stored_targets, online_targets = (
+        dense(np.asarray(b.candidates_btq)[counts], np.asarray(b.probabilities_btq)[counts])
+        for b in (stored_batch, online)
+    )
+    assert ((stored_targets > 0) == (online_targets > 0)).all()
+    some = stored_targets > 0
+    ratio = np.log(stored_targets[some] / online_targets[some])
+    gap = stored_targets - online_targets
+    divergence = ((stored_targets[some] * ratio).sum() - gap.sum()) / len(gap)
+    assert 0 <= divergence < 6e-4
+    assert abs((gap * np.log(600)).sum() / len(gap)) < 5e-3  # the loss of a student that is even
+
+
+def dense(ids_nq: np.ndarray, weights_nq: np.ndarray) -> np.ndarray:
+    """Targets as vectors over the vocabulary of 600."""
+    found = np.zeros((len(ids_nq), 600))
+    for row, ids, weights in zip(found, ids_nq, weights_nq, strict=True):
+        np.add.at(row, ids, weights)
+    return found
+
+
+@pytest.mark.parametrize("sampler", ["TopK(candidates=64)", "Priority(candidates=64)"])
+def test_a_stored_teacher_gives_the_loss_curve_of_one_in_the_step(
+    tmp_path, write_distilled, gemma_train, sampler
+):
+    """Same sampler, same seed: what differs is 8-bit weights, under 2e-3 nats at every step."""
+    stored = write_distilled("stored", store=tmp_path / "store", sampler=sampler)
+    online = tmp_path / "online.py"
+    text = Path(stored).read_text().replace("student", "online").replace("Stored(", "Online(")
+    text = re.sub(r"folder='[^']*store', ", "", text).replace("/stored'", "/online'")
+    online.write_text(text.replace("Stored,", "Online,").replace("dtype", "dtype"))
+    for words in (("teacher", stored), ("train", stored), ("train", str(online))):
+        more = ("--loss.teacher.dtype", "float32") if words[1] == str(online) else ()
+        done = gemma_train(*words, *more)
+        assert done.returncode == 0, done.stderr
+    one, other = (steps_of(tmp_path / name) for name in ("stored", "online"))
+    assert one.keys() == other.keys() == set(range(1, 13))
+    gaps = [abs(one[step]["loss"] - other[step]["loss"]) for step in one]
+    assert max(gaps) < 2e-3
 
 
 def test_what_is_no_distilled_run_is_refused(finished_run, gemma_train):
