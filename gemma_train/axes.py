@@ -24,6 +24,8 @@ LETTERS = {
     "e": "vision width",
     "c": "chunk or block of positions",
     "q": "distillation candidates",
+    "j": "blocks of the vocabulary",
+    "r": "rows within a block of the vocabulary",
 }
 
 # The mesh: `data` is one number in the config and two axes here, so that every collective runs over

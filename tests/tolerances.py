@@ -6,6 +6,7 @@ TOLERANCES = {
     "fp32": 1e-5,  # one kernel in float32
     "deep fp32": 1e-4,  # a whole model, or several steps of it, in float32
     "bf16": 2e-2,  # anything computed in bfloat16
+    "bf16 gradient": 2e-3,  # one array rounded to bfloat16, of its length
     # Beside another program, in float32: absolute, absolute, and of the gradient's length.
     "parity logits": 5e-4,
     "parity loss": 1e-5,

@@ -102,31 +102,40 @@ def distillation_loss(
 ) -> tuple[jax.Array, jax.Array]:
     """(loss, cross-entropy of the text's own tokens): float32 sums, as `next_token_loss` gives.
 
-    A position whose candidates have no mass learns from the text.
+    A position whose candidates have no mass learns from the text. At another temperature, or with a
+    student over the candidates, text and teacher are losses over different softmaxes, each with its
+    own pass over the logits; without a weight of the text there is no such pass, and that position
+    learns nothing. The soft part is multiplied by temperature squared (Hinton et al. 2015).
     """
+    assert batch.candidates_btq is not None and batch.probabilities_btq is not None
     states_btd, _ = model(batch.tokens_bt, batch.positions_bt, batch.segments_bt)
     table_vd, weights_bt = model.embedding.table[...], batch.weights_bt * token_weight
+
+    def loss_of(targets: Targets, terms: LossTerms) -> tuple[jax.Array, jax.Array]:
+        return vocabulary_loss(states_btd, table_vd, targets, weights_bt, terms)
+
     terms = LossTerms(
         z_loss=config.z_loss, soft_cap=model.config.final_soft_cap, chunk=config.chunk
     )
-    soft_share = 1.0 - config.hard_label_weight
-    assert batch.candidates_btq is not None and batch.probabilities_btq is not None
-    untaught_bt1 = jnp.sum(batch.probabilities_btq, axis=-1, keepdims=True) == 0
-    if config.temperature == 1.0:
-        # The text's token is one more candidate.
-        hard_bt1 = jnp.where(untaught_bt1, 1.0, config.hard_label_weight)
-        targets = Targets(
-            hard_bt=batch.targets_bt,
-            candidates_btq=jnp.concatenate(
-                [batch.candidates_btq, batch.targets_bt[..., None]], axis=-1
-            ),
-            probabilities_btq=jnp.concatenate(
-                [batch.probabilities_btq * soft_share, hard_bt1], axis=-1
-            ),
-        )
-        terms = replace(terms, student=config.student)
-        return vocabulary_loss(states_btd, table_vd, targets, weights_bt, terms)
-    raise NotImplementedError
+    is_untaught_bt = jnp.sum(batch.probabilities_btq, axis=-1) == 0.0
+    text = Targets(
+        hard_bt=batch.targets_bt,
+        hard_weights_bt=jnp.where(is_untaught_bt, 1.0, config.hard_label_weight),
+    )
+    teachers = Targets(
+        hard_bt=batch.targets_bt,
+        candidates_btq=batch.candidates_btq,
+        probabilities_btq=batch.probabilities_btq
+        * ((1.0 - config.hard_label_weight) * config.temperature**2),
+    )
+    if config.temperature == 1.0 and config.student == "full":
+        return loss_of(replace(teachers, hard_weights_bt=text.hard_weights_bt), terms)
+    soft_terms = replace(terms, temperature=config.temperature, student=config.student)
+    if config.hard_label_weight == 0.0:
+        return loss_of(teachers, soft_terms)
+    soft_loss, _ = loss_of(teachers, replace(soft_terms, z_loss=0.0))
+    hard_loss, cross_entropy = loss_of(text, terms)
+    return soft_loss + hard_loss, cross_entropy
 
 
 def _draws(tokens_bt: jax.Array, seed: int) -> jax.Array:

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import NamedSharding
 
 from gemma_train.axes import activation
-from gemma_train.kernels.vocabulary_loss import LossTerms, vocabulary_loss
+from gemma_train.kernels.vocabulary_loss import LossTerms, Targets, vocabulary_loss
 from gemma_train.zero3 import axes_of, split
 from tests.tolerances import assert_close
 
@@ -41,6 +41,10 @@ def sample(width: int, dtype=jnp.float32, largest: float = 6.0, rows: int = ROWS
     return states, table, targets, weights
 
 
+def hard_loss(states, table, targets, weights, terms):
+    return vocabulary_loss(states, table, Targets(hard_bt=targets), weights, terms)
+
+
 def with_gradients(loss):
     """(loss, cross-entropy, gradient by states, gradient by table) of OUTER * loss."""
 
@@ -66,7 +70,7 @@ def place(arrays, dtype=jnp.float32):
 
 def check(arrays, terms, tolerance="fp32", dtype=jnp.float32):
     placed = place(arrays, dtype)
-    found = with_gradients(vocabulary_loss)(*placed, terms)
+    found = with_gradients(hard_loss)(*placed, terms)
     assert found[2].dtype == dtype
     assert found[3].dtype == jnp.float32
     assert found[3].sharding.spec == placed[1].sharding.spec
@@ -74,7 +78,7 @@ def check(arrays, terms, tolerance="fp32", dtype=jnp.float32):
     names = ("loss", "cross-entropy", "gradient by states", "gradient by table")
     for name, one, other in zip(names, found, expected, strict=True):
         assert_close(np.asarray(one, np.float32), other, tolerance, name)
-    without = jax.jit(vocabulary_loss, static_argnums=4)(*placed, terms)
+    without = jax.jit(hard_loss, static_argnums=4)(*placed, terms)
     for one, other, factor in zip(without, expected, (OUTER, 1.0), strict=False):
         assert_close(one * factor, other, tolerance, "without gradients")
 
@@ -132,14 +136,14 @@ def test_without_any_loss_everything_is_zero(mesh_of):
     states, table, targets, weights = sample(12)
     with mesh_of():
         arrays = place((states, table, targets, 0 * weights))
-        for array in with_gradients(vocabulary_loss)(*arrays, LossTerms(z_loss=0.1, chunk=32)):
+        for array in with_gradients(hard_loss)(*arrays, LossTerms(z_loss=0.1, chunk=32)):
             assert not np.asarray(array).any()
 
 
 def test_no_array_of_tokens_by_vocabulary_is_ever_held(mesh_of, largest_arrays):
     def largest(chunk: int) -> int:
         arguments = (*place(sample(12)), LossTerms(chunk=chunk))
-        program = with_gradients(vocabulary_loss).lower(*arguments).compile().as_text()
+        program = with_gradients(hard_loss).lower(*arguments).compile().as_text()
         return max(np.prod(shape) for shape in largest_arrays(program))
 
     with mesh_of():
@@ -152,8 +156,8 @@ def test_evaluation_computes_no_gradient(mesh_of):
     terms = LossTerms(chunk=32)
     with mesh_of():
         arrays = place(sample(12))
-        evaluation = jax.jit(vocabulary_loss, static_argnums=4).lower(*arrays, terms).as_text()
-        training = with_gradients(vocabulary_loss).lower(*arrays, terms).as_text()
+        evaluation = jax.jit(hard_loss, static_argnums=4).lower(*arrays, terms).as_text()
+        training = with_gradients(hard_loss).lower(*arrays, terms).as_text()
     assert evaluation.count("stablehlo.dot_general") == 1
     assert training.count("stablehlo.dot_general") == 3
 
@@ -169,7 +173,7 @@ def test_bfloat16_gradients_of_confident_tokens_do_not_cancel(mesh_of, data):
 
     def gradient(dtype):
         def loss(states_btd):
-            return vocabulary_loss(
+            return hard_loss(
                 states_btd.astype(dtype), placed[1], placed[2], placed[3], LossTerms(chunk=8)
             )[0]
 

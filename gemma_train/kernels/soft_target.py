@@ -1,0 +1,153 @@
+"""A chunk's soft targets against its logits: as a dense array from one-hot products, or scattered.
+
+A token's few hundred candidates are looked for in the rows of the table that a device holds; those
+elsewhere weigh nothing here. On TPU, which gathers and scatters slowly, an id is a block and a row
+within it, T[c, j, r] = sum_q p[c, q] [block = j] [row = r] is a batched matrix product, and equal
+candidates add up: 2 * candidates * vocabulary operations a token. Elsewhere candidates are gathered
+from the logits and scattered into the gradient.
+"""
+
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+
+from gemma_train.kernels.loss_terms import ChunkTargets, LossTerms, Targets
+from gemma_train.mesh import on_tpu
+
+LANES = 128  # of a TPU's tiles: blocks of the vocabulary are multiples of it
+
+
+def is_one_hot(terms: LossTerms) -> bool:
+    """The one door: which form soft targets take on the mesh in force, or as it is asked."""
+    form = terms.soft_form or ("one_hot" if on_tpu() else "scatter")
+    return form == "one_hot"
+
+
+def sent(targets: Targets, terms: LossTerms, dtype: jax.typing.DTypeLike) -> Targets:
+    """The targets as they travel between devices: weights already in the one-hot form's dtype."""
+    if targets.probabilities_btq is None or not is_one_hot(terms):
+        return targets
+    return replace(targets, probabilities_btq=targets.probabilities_btq.astype(dtype))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dense:
+    """Targets as an array over this device's rows of the table, and the text's token beside it."""
+
+    target_cv: jax.Array
+
+    def sums(self, logits_cv: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(sum of target * logits, sum of target), of this device's rows."""
+        return jnp.sum(self.target_cv * logits_cv, axis=1), jnp.sum(self.target_cv, axis=1)
+
+    def taken(self, powers_cv: jax.Array, share_c: jax.Array) -> jax.Array:
+        """The powers less share * target."""
+        return powers_cv - self.target_cv * share_c[:, None]
+
+    def at(self, logits_cv: jax.Array, token_c: jax.Array) -> jax.Array:
+        """The logit of one token each: 0 where it is not among this device's rows."""
+        return jnp.sum(jnp.where(_is_token(logits_cv, token_c), logits_cv, 0.0), axis=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scattered:
+    """Targets as they come: ids that count from this device's first row, and their weights."""
+
+    candidates_cq: jax.Array
+    probabilities_cq: jax.Array
+
+    def sums(self, logits_cv: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits_cq = _gathered(logits_cv, self.candidates_cq)
+        is_here_cq = (self.candidates_cq >= 0) & (self.candidates_cq < logits_cv.shape[1])
+        here_cq = jnp.where(is_here_cq, self.probabilities_cq, 0.0)
+        return jnp.sum(here_cq * logits_cq, axis=1), jnp.sum(here_cq, axis=1)
+
+    def taken(self, powers_cv: jax.Array, share_c: jax.Array) -> jax.Array:
+        return _added(powers_cv, self.candidates_cq, -self.probabilities_cq * share_c[:, None])
+
+    def at(self, logits_cv: jax.Array, token_c: jax.Array) -> jax.Array:
+        return _gathered(logits_cv, token_c[:, None])[:, 0]
+
+
+def soft_target(
+    targets: ChunkTargets, rows: int, dtype: jax.typing.DTypeLike, terms: LossTerms
+) -> Dense | Scattered:
+    """The target of a chunk over `rows` rows of the table.
+
+    In bfloat16 the one-hot form rounds the weights, and
+    their sums per token once more; whoever asks for `sums` gets the mass of what was rounded, so
+    that a gradient still sums to nothing over the vocabulary.
+    """
+    hard_c, hard_weights_c = targets.hard_c, targets.hard_weights_c
+    candidates_cq, probabilities_cq = targets.candidates_cq, targets.probabilities_cq
+    if is_one_hot(terms):
+        target_cv = jnp.zeros((hard_c.size, rows), jnp.float32)
+        if candidates_cq is not None:
+            target_cv = one_hot_sum(candidates_cq, probabilities_cq, rows, dtype).astype("float32")
+        if hard_weights_c is not None:
+            is_token_cv = _is_token(target_cv, hard_c)
+            target_cv += jnp.where(is_token_cv, hard_weights_c[:, None], 0.0)
+        return Dense(target_cv=target_cv)
+    ids, weights = [], []
+    if candidates_cq is not None:
+        ids, weights = [candidates_cq], [probabilities_cq]
+    if hard_weights_c is not None:
+        ids, weights = [*ids, hard_c[:, None]], [*weights, hard_weights_c[:, None]]
+    found = Scattered(
+        candidates_cq=jnp.concatenate(ids, axis=1), probabilities_cq=jnp.concatenate(weights, 1)
+    )
+    if terms.student == "full":
+        return found
+    nothing_cv = jnp.zeros((hard_c.size, rows), jnp.float32)
+    return Dense(target_cv=_added(nothing_cv, found.candidates_cq, found.probabilities_cq))
+
+
+def one_hot_sum(
+    candidates_cq: jax.Array,
+    probabilities_cq: jax.Array,
+    rows: int,
+    dtype: jax.typing.DTypeLike,
+) -> jax.Array:
+    """[c, v] in `dtype`: the weight of every one of `rows` tokens, summed in float32."""
+    block = block_length(rows)
+    blocks = -(-rows // block)
+    blocks_cqj = jax.nn.one_hot(candidates_cq // block, blocks, dtype=dtype)
+    rows_cqr = jax.nn.one_hot(candidates_cq % block, block, dtype=dtype)
+    weighted_cqj = blocks_cqj * probabilities_cq.astype(dtype)[..., None]
+    exact = jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
+    sums_cjr = jnp.einsum(
+        "cqj,cqr->cjr",
+        weighted_cqj,
+        rows_cqr,
+        precision=exact,
+        preferred_element_type=jnp.float32,
+    )
+    return sums_cjr.astype(dtype).reshape(-1, blocks * block)[:, :rows]
+
+
+def block_length(rows: int) -> int:
+    """Tokens to a block: a power of two near the square root, for that many are compared with."""
+    return max(LANES, 1 << ((rows - 1).bit_length() + 1) // 2)
+
+
+def _is_token(logits_cv: jax.Array, token_c: jax.Array) -> jax.Array:
+    return jax.lax.broadcasted_iota(jnp.int32, logits_cv.shape, 1) == token_c[:, None]
+
+
+def _within(candidates_cq: jax.Array, rows: int) -> jax.Array:
+    """Ids with the negative ones beyond the end: indexing would count them from it."""
+    return jnp.where(candidates_cq < 0, rows, candidates_cq)
+
+
+def _gathered(logits_cv: jax.Array, candidates_cq: jax.Array) -> jax.Array:
+    """The candidates' logits: 0 of those that are not among this device's rows."""
+    ids_cq = _within(candidates_cq, logits_cv.shape[1])
+    return jnp.take_along_axis(logits_cv, ids_cq, axis=1, mode="fill", fill_value=0.0)
+
+
+def _added(x_cv: jax.Array, candidates_cq: jax.Array, values_cq: jax.Array) -> jax.Array:
+    """x with the values added at the candidates that are among this device's rows."""
+    chunk_c1 = jnp.arange(x_cv.shape[0])[:, None]
+    ids_cq = _within(candidates_cq, x_cv.shape[1])
+    return x_cv.at[chunk_c1, ids_cq].add(values_cq, mode="drop")

@@ -1,0 +1,337 @@
+"""The loss against a few hundred candidates a token, against autodiff of its dense form."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+
+from gemma_train.axes import activation
+from gemma_train.kernels.loss_chunk import soft_chunk
+from gemma_train.kernels.loss_terms import LossTerms, Targets
+from gemma_train.kernels.soft_target import block_length, is_one_hot, one_hot_sum
+from gemma_train.kernels.vocabulary_loss import vocabulary_loss
+from gemma_train.mesh import MeshConfig
+from gemma_train.zero3 import axes_of, split
+from tests.tolerances import TOLERANCES, assert_close
+
+ROWS, LENGTH, VOCABULARY, KEPT = 8, 12, 296, 24
+# What the loss is multiplied by after the kernel, so that its backward pass has work to do.
+OUTER = 3.0
+FORMS = pytest.mark.parametrize("form", ["one_hot", "scatter"])
+
+
+def teacher(random) -> np.ndarray:
+    """Probabilities [b, t, v] of a teacher that is sure of some tokens, and of some is not."""
+    logits = random.normal(size=(ROWS, LENGTH, VOCABULARY)) * random.uniform(
+        0.5, 4.0, (ROWS, LENGTH, 1)
+    )
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
+def top_k(p, random):
+    ids = np.argsort(-p, axis=-1)[..., :KEPT]
+    kept = np.take_along_axis(p, ids, -1)
+    return ids, kept / kept.sum(-1, keepdims=True)
+
+
+def counts(p, random):
+    """Drawn with replacement: equal ids, which add up."""
+    draws = random.random((ROWS, LENGTH, KEPT))
+    ids = (np.cumsum(p, -1)[..., None, :] < draws[..., None]).sum(-1)
+    return np.minimum(ids, VOCABULARY - 1), np.full(ids.shape, 1 / KEPT)
+
+
+def priority(p, random):
+    """Weights that are right in the mean, and do not sum to 1."""
+    rank = p / random.random(p.shape)
+    ids = np.argsort(-rank, axis=-1)
+    tau = np.take_along_axis(rank, ids[..., KEPT : KEPT + 1], -1)
+    return ids[..., :KEPT], np.maximum(np.take_along_axis(p, ids[..., :KEPT], -1), tau)
+
+
+def dense(p, random):
+    return np.broadcast_to(np.arange(VOCABULARY), p.shape), p
+
+
+def ragged(p, random):
+    """Fewer than asked: what is left has weight 0, whatever its id; some positions are silent."""
+    ids, kept = (x.copy() for x in top_k(p, random))
+    off = random.random(ids.shape) < 0.4
+    off[random.random((ROWS, LENGTH)) < 0.2] = True
+    kept[off] = 0.0
+    ids[off] = random.choice([-1, -VOCABULARY, 0, VOCABULARY - 1, VOCABULARY, 10**6], off.sum())
+    return ids, kept
+
+
+SAMPLERS = [top_k, counts, priority, dense, ragged]
+
+
+def sample(width: int, sampler=top_k, *, hard_weight=False, dtype=jnp.float32):
+    """States, table, targets and weights; a third of the tokens carry no loss."""
+    random = np.random.default_rng(width)
+    states = random.normal(size=(ROWS, LENGTH, width))
+    table = random.normal(size=(VOCABULARY, width))
+    states *= 6.0 / np.abs(np.einsum("btd,vd->btv", states, table)).max()
+    ids, kept = sampler(teacher(random), random)
+    weights = np.float32(random.uniform(0.5, 1.5, (ROWS, LENGTH)) / (ROWS * LENGTH))
+    weights[random.random(weights.shape) < 1 / 3] = 0.0
+    targets = Targets(
+        hard_bt=random.integers(0, VOCABULARY, (ROWS, LENGTH), dtype=np.int32),
+        candidates_btq=np.int32(ids),
+        probabilities_btq=np.float32(kept),
+        hard_weights_bt=np.float32(random.random((ROWS, LENGTH))) if hard_weight else None,
+    )
+    # Values that the compute dtype can hold, so that only the arithmetic differs.
+    held = [np.asarray(jnp.asarray(x, dtype), np.float32) for x in (states, table, kept)]
+    return *held[:2], replace(targets, probabilities_btq=held[2]), weights
+
+
+def dense_target(targets: Targets) -> np.ndarray:
+    """The target as an array [b, t, v]; ids outside the vocabulary have no place in it."""
+    found = np.zeros((ROWS, LENGTH, VOCABULARY), np.float32)
+    b, t = np.indices((ROWS, LENGTH))
+    if targets.candidates_btq is not None:
+        ids = targets.candidates_btq
+        inside = (ids >= 0) & (ids < VOCABULARY)
+        places = b[..., None], t[..., None], np.where(inside, ids, 0)
+        np.add.at(found, places, np.where(inside, targets.probabilities_btq, 0.0))
+    if targets.hard_weights_bt is not None:
+        np.add.at(found, (b, t, targets.hard_bt), targets.hard_weights_bt)
+    return found
+
+
+def naive(states, table, target, hard, weights, terms):
+    """(loss, cross-entropy) from all the logits at once, in float32."""
+    logits = jnp.einsum("btd,vd->btv", states, table, precision="highest")
+    if terms.soft_cap is not None:
+        logits = terms.soft_cap * jnp.tanh(logits / terms.soft_cap)
+    hard_logit = jnp.take_along_axis(logits, hard[..., None], axis=-1)[..., 0]
+    cross_entropy = jnp.sum(weights * (jax.nn.logsumexp(logits, axis=-1) - hard_logit))
+    logits /= terms.temperature
+    seen = jnp.ones_like(target, bool)
+    if terms.student == "candidates":
+        silent = jnp.sum(target, axis=-1, keepdims=True) == 0
+        seen = (target > 0) | silent
+        weights = jnp.where(silent[..., 0], 0.0, weights)
+    normalizer = jax.nn.logsumexp(logits, axis=-1, where=seen)
+    loss = jnp.sum(target, -1) * normalizer - jnp.sum(target * logits, -1)
+    return jnp.sum(weights * (loss + terms.z_loss * normalizer**2)), cross_entropy
+
+
+def with_gradients(loss):
+    """(loss, cross-entropy, gradient by states, gradient by table) of OUTER * loss."""
+
+    def run(states, table, targets, weights, terms):
+        def scaled(states, table):
+            value, cross_entropy = loss(states, table, targets, weights, terms)
+            return OUTER * value, cross_entropy
+
+        values, gradients = jax.value_and_grad(scaled, (0, 1), has_aux=True)(states, table)
+        return (*values, *gradients)
+
+    return jax.jit(run, static_argnums=4)
+
+
+def place(arrays, dtype=jnp.float32):
+    """The arrays where a run holds them; states in the compute dtype, the table in float32."""
+    states, table, targets, weights = arrays
+    mesh = jax.sharding.get_mesh()
+
+    def put(x, letters):
+        spec = split("vd", x.shape, mesh.shape) if letters == "vd" else activation(letters)
+        return jax.device_put(x, NamedSharding(mesh, spec))
+
+    targets = jax.tree.map(lambda x: put(x, "bt" if x.ndim == 2 else "btq"), targets)
+    states = put(jnp.asarray(states, dtype), "btd")
+    return states, put(table, "vd"), targets, put(weights, "bt")
+
+
+def expected(arrays, terms):
+    states, table, targets, weights = arrays
+    target = dense_target(targets)
+
+    def loss(states, table, hard, weights, terms):
+        return naive(states, table, target, hard, weights, terms)
+
+    return with_gradients(loss)(states, table, targets.hard_bt, weights, terms)
+
+
+def check(arrays, terms, tolerance="fp32"):
+    dtype = jnp.bfloat16 if tolerance == "bf16" else jnp.float32
+    placed = place(arrays, dtype)
+    found, wanted = with_gradients(vocabulary_loss)(*placed, terms), expected(arrays, terms)
+    assert (found[2].dtype, found[3].dtype) == (dtype, jnp.float32)
+    assert found[3].sharding.spec == placed[1].sharding.spec
+    names = ("loss", "cross-entropy", "gradient by states", "gradient by table")
+    for name, one, other in zip(names, found, wanted, strict=True):
+        assert_close(np.float32(one), other, tolerance, name)
+    without = jax.jit(vocabulary_loss, static_argnums=4)(*placed, terms)
+    for one, other, factor in zip(without, wanted, (OUTER, 1.0), strict=False):
+        assert_close(one * factor, other, tolerance, "without gradients")
+
+
+TERMS = {
+    "plain": LossTerms(chunk=32),
+    "a chunk that does not divide": LossTerms(chunk=7),
+    "a soft cap": LossTerms(soft_cap=4.0, chunk=32),
+    "a z-loss": LossTerms(z_loss=0.03, chunk=32),
+    "a temperature": LossTerms(temperature=2.5, chunk=32),
+    "the candidates alone": LossTerms(student="candidates", chunk=32),
+    "all together": LossTerms(z_loss=0.03, soft_cap=4.0, temperature=0.7, chunk=7),
+}
+
+
+@FORMS
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_of_every_sampler_it_equals_autodiff_of_the_dense_loss(sampler, form, mesh_of):
+    with mesh_of():
+        check(sample(12, sampler), LossTerms(chunk=32, soft_form=form))
+
+
+@FORMS
+@pytest.mark.parametrize("sampler", [ragged, counts])
+@pytest.mark.parametrize("terms", TERMS)
+def test_so_it_does_with_all_its_terms(terms, sampler, form, mesh_of):
+    with mesh_of():
+        arrays = sample(12, sampler, hard_weight=terms in ("plain", "all together"))
+        check(arrays, replace(TERMS[terms], soft_form=form))
+
+
+# (mesh, width, rows axes of the table, columns axes): a width of 7 sends every axis to v.
+SPLITS = [
+    ((2, 1, 2), 7, ["seq"], []),
+    ((2, 2, 2), 12, ["seq"], ["data_major"]),
+    ((1, 1, 4), 7, ["seq"], []),
+    ((1, 4, 2), 7, ["data_major", "seq"], []),
+]
+
+
+@FORMS
+@pytest.mark.parametrize("sampler", [ragged, counts])
+@pytest.mark.parametrize("terms", ["all together", "the candidates alone"])
+@pytest.mark.parametrize(("mesh", "width", "rows", "columns"), SPLITS)
+def test_split_over_a_mesh_it_is_the_same(
+    mesh, width, rows, columns, terms, sampler, form, mesh_of
+):
+    arrays = sample(width, sampler, hard_weight=True)
+    with mesh_of(*mesh):
+        assert axes_of(place(arrays)[1]) == [rows, columns]
+        check(arrays, replace(TERMS[terms], soft_form=form))
+
+
+@FORMS
+@pytest.mark.parametrize(("mesh", "width"), [((1, 1, 1), 12), ((2, 2, 2), 12)])
+@pytest.mark.parametrize("terms", ["plain", "all together"])
+def test_in_bfloat16_it_stays_near_the_dense_loss(terms, mesh, width, form, mesh_of):
+    with mesh_of(*mesh):
+        check(sample(width, dtype=jnp.bfloat16), replace(TERMS[terms], soft_form=form), "bf16")
+
+
+@FORMS
+@pytest.mark.parametrize("terms", ["plain", "all together"])
+def test_gradients_by_bfloat16_logits_are_right_to_their_rounding(terms, form, mesh_of):
+    """Apart from what else is rounded: the gradients that the kernel gives away."""
+    terms, dtype = replace(TERMS[terms], soft_form=form), jnp.bfloat16
+    states, table, targets, weights = arrays = sample(12, hard_weight=True, dtype=dtype)
+    flat = jax.tree.map(lambda x: x.reshape(ROWS * LENGTH, *x.shape[2:]), (targets, weights))
+    with mesh_of():
+        states_cd, table_vd = (jnp.asarray(x, dtype) for x in (states.reshape(-1, 12), table))
+        chunk = jax.jit(lambda *x: soft_chunk(*x, flat[0].of_chunk(0), flat[1], terms, [])[:3])
+        (loss, _), powers_cv, scale_c = chunk(states_cd, table_vd)
+        wanted = expected(arrays, terms)
+    powers_cv = OUTER * np.float32(powers_cv) * np.asarray(scale_c)[:, None]
+    assert_close(OUTER * loss, wanted[0], "fp32", "loss")
+    by_states, by_table = powers_cv @ table, powers_cv.T @ states.reshape(-1, 12)
+    for one, other in ((by_states.reshape(states.shape), wanted[2]), (by_table, wanted[3])):
+        error = np.linalg.norm(one - other) / np.linalg.norm(other)
+        assert error < TOLERANCES["bf16 gradient"]
+
+
+@FORMS
+def test_a_target_that_the_student_meets_gives_no_gradient(form, mesh_of):
+    """Also in bfloat16, where the target's sum is of the rounded weights: the two terms cancel."""
+    with mesh_of():
+        states, table, targets, weights = sample(12, dense, dtype=jnp.bfloat16)
+        p = jax.nn.softmax(jnp.einsum("btd,vd->btv", states, table, precision="highest"))
+        met = replace(targets, probabilities_btq=np.asarray(p))
+        terms = LossTerms(chunk=32, soft_form=form)
+        none, some = (
+            np.asarray(with_gradients(vocabulary_loss)(*place(x, jnp.bfloat16), terms)[3])
+            for x in ((states, table, met, weights), (states, table, targets, weights))
+        )
+    assert np.linalg.norm(none) < TOLERANCES["bf16"] * np.linalg.norm(some)
+
+
+def within(targets, end: int):
+    """The targets with candidates below `end` only."""
+    return replace(targets, candidates_btq=targets.candidates_btq % end)
+
+
+@FORMS
+def test_a_student_over_the_candidates_alone_leaves_other_tokens_where_they_are(form, mesh_of):
+    arrays = sample(12, top_k)
+    arrays = *arrays[:2], within(arrays[2], 200), arrays[3]
+    others = dense_target(arrays[2]).max(axis=(0, 1)) == 0
+    assert others[200:].all()
+    with mesh_of():
+        for student in ("candidates", "full"):
+            terms = LossTerms(chunk=32, student=student, soft_form=form)
+            moved = np.asarray(with_gradients(vocabulary_loss)(*place(arrays), terms)[3])[others]
+            assert moved.any() == (student == "full")
+            assert student == "candidates" or (np.abs(moved).max(axis=1) > 0).all()
+
+
+@FORMS
+def test_without_any_loss_everything_is_zero(form, mesh_of):
+    states, table, targets, weights = sample(12, ragged)
+    with mesh_of():
+        for student in ("full", "candidates"):
+            arrays = place((states, table, targets, 0 * weights))
+            terms = LossTerms(z_loss=0.1, student=student, soft_form=form)
+            for array in with_gradients(vocabulary_loss)(*arrays, terms):
+                assert not np.asarray(array).any()
+
+
+@pytest.mark.parametrize("rows", [40, 128, 296, 16_384, 32_768])
+def test_the_two_level_one_hot_sums_candidates_wherever_they_are(rows):
+    random = np.random.default_rng(0)
+    ids = random.integers(-rows, 2 * rows, (3, 50), dtype=np.int32)
+    ids[:, :4] = (-1, 0, rows - 1, rows)
+    ids[:, 4:10] = rows // 2
+    weights = random.random((3, 50), dtype=np.float32)
+    expected = np.zeros((3, rows), np.float32)
+    for row in range(3):
+        inside = (ids[row] >= 0) & (ids[row] < rows)
+        np.add.at(expected[row], ids[row][inside], weights[row][inside])
+    assert_close(one_hot_sum(ids, weights, rows, jnp.float32), expected, "fp32")
+
+
+def test_blocks_are_whole_lanes_near_the_square_root():
+    lengths = (40, 4096, 16_384, 32_768, 65_536, 262_144)
+    assert [block_length(rows) for rows in lengths] == [128, 128, 128, 256, 256, 512]
+
+
+def test_the_form_is_the_meshs_unless_it_is_asked_for(mesh_of, mesh_of_chips):
+    with mesh_of():
+        assert not is_one_hot(LossTerms())
+        assert is_one_hot(LossTerms(soft_form="one_hot"))
+    with jax.set_mesh(mesh_of_chips(MeshConfig(data=4, topology="v5e:2x2"))):
+        assert is_one_hot(LossTerms())
+        assert not is_one_hot(LossTerms(soft_form="scatter"))
+
+
+@FORMS
+def test_no_array_of_tokens_by_vocabulary_is_ever_held(form, mesh_of, largest_arrays):
+    def largest(chunk: int) -> int:
+        arguments = (*place(sample(12)), LossTerms(chunk=chunk, soft_form=form))
+        program = with_gradients(vocabulary_loss).lower(*arguments).compile().as_text()
+        return max(np.prod(shape) for shape in largest_arrays(program))
+
+    tokens = ROWS * LENGTH
+    with mesh_of():
+        assert largest(chunk=tokens) >= tokens * VOCABULARY
+        assert largest(chunk=4) < tokens * VOCABULARY / 2
