@@ -5,13 +5,13 @@ The laptop's teachers come from configs/ablations/teachers.py.
 
 from gemma_train.samplers import Priority, TopK
 from gemma_train.stages.distil import distilled
-from gemma_train.stages.scales import LAPTOP, POD, Scale
+from gemma_train.stages.scales import LAPTOP, POD, Scale, for_steps
 from gemma_train.sweeps import AtEnd, Sweep, chain, choices, product, runs_of, seeds, variant
 
 SIZES = (4, 16, 64, 256)
 
 
-def compared(scale: Scale) -> Sweep:
+def compared(scale: Scale, steps: int) -> Sweep:
     kept = chain(
         *(
             variant(
@@ -25,10 +25,10 @@ def compared(scale: Scale) -> Sweep:
     sizes = choices("loss.sampler.candidates", *SIZES)
     return Sweep(
         folder=scale.folder("candidates"),
-        runs=runs_of(scale.student, product(kept, sizes, seeds(2))),
+        runs=runs_of(for_steps(scale.student, steps), product(kept, sizes, seeds(2))),
         plots=(AtEnd(x="candidates"),),
     )
 
 
-sweep = compared(LAPTOP)
-pod = compared(POD)
+sweep = compared(LAPTOP, 150)
+pod = compared(POD, 4000)

@@ -1,17 +1,16 @@
 """(e) The student's softmax over the whole vocabulary, or over the candidates: docs/ablations.md.
 
-The first is Gemma's loss. Renormalised over the candidates, as some peers do, no other token is ever
-pushed down. The laptop's teachers come from configs/ablations/teachers.py.
+The first is Gemma's loss. Renormalised over the candidates, as some peers do, no other token is
+ever pushed down. The laptop's teachers come from configs/ablations/teachers.py.
 """
 
-from gemma_train.samplers import TopK
 from gemma_train.stages.distil import distilled
-from gemma_train.stages.scales import LAPTOP, POD, Scale
+from gemma_train.stages.scales import LAPTOP, POD, Scale, for_steps
 from gemma_train.sweeps import AtEnd, Sweep, choices, product, runs_of, seeds
 
 
-def compared(scale: Scale) -> Sweep:
-    student = distilled(scale.student, scale.large_teacher, sampler=TopK(candidates=64))
+def compared(scale: Scale, steps: int) -> Sweep:
+    student = distilled(for_steps(scale.student, steps), scale.large_teacher)
     softmax = choices("loss.student", "full", "candidates", label="softmax")
     sizes = choices("loss.sampler.candidates", 16, 256)
     return Sweep(
@@ -21,5 +20,5 @@ def compared(scale: Scale) -> Sweep:
     )
 
 
-sweep = compared(LAPTOP)
-pod = compared(POD)
+sweep = compared(LAPTOP, 150)
+pod = compared(POD, 4000)

@@ -15,13 +15,14 @@ from rich.table import Column
 from gemma_train import storage
 from gemma_train.config import differences, read_record, record
 from gemma_train.errors import require
+from gemma_train.losses.distillation import Distillation, Stored
 from gemma_train.metrics.wording import duration
 from gemma_train.run_files import CHECKPOINTS, RECORD, SUMMARY
 from gemma_train.sweeps import plot, tables
 from gemma_train.sweeps.child import Interruption, last_line, run_logged
 from gemma_train.sweeps.lock import Lock, alone
 from gemma_train.sweeps.results import Result, State, groups, result, summary
-from gemma_train.sweeps.sweep import Run, Sweep
+from gemma_train.sweeps.sweep import TEACH, Run, Sweep
 
 LOG = "log.txt"
 PLAIN = {"markup": False, "highlight": False, "soft_wrap": True}
@@ -44,9 +45,13 @@ class Failure:
 def commands_of(run: Run) -> list[list[str]]:
     """The commands that make a run, in order; each must end well before the next is begun.
 
-    The last leaves summary.json in the run's folder. What a run needs made first goes ahead of it.
+    The last leaves summary.json in the run's folder. A store that it learns from is made ahead of
+    it; of one that is whole already nothing is made again.
     """
-    return [[*run.command, str(_folder(run) / RECORD)]]
+    record_file, loss = str(_folder(run) / RECORD), run.config.loss
+    learns_from_store = isinstance(loss, Distillation) and isinstance(loss.teacher, Stored)
+    ahead = [[*TEACH, record_file]] if learns_from_store else []
+    return [*ahead, [*run.command, record_file]]
 
 
 def state_of(run: Run) -> State:

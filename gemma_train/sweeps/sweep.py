@@ -12,6 +12,7 @@ from gemma_train.errors import require
 from gemma_train.sweeps.algebra import SEED, Value, Variants, shown
 
 TRAIN = (sys.executable, "-m", "gemma_train", "train")
+TEACH = (sys.executable, "-m", "gemma_train", "teacher")
 HELD_OUT_LOSS = "held_out_loss"
 PART = r"[A-Za-z0-9][A-Za-z0-9._=,+-]*"
 NAME = re.compile(rf"{PART}(/{PART})*")

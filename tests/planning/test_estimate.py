@@ -1,18 +1,28 @@
 """The roofline: what each part follows, and what a step is made of."""
 
+from dataclasses import replace
+
 import pytest
 
+from gemma_train.config import Distillation, Online, Stored
 from gemma_train.errors import UserError
 from gemma_train.metrics.peak import peak_flops
 from gemma_train.model.flops import training_flops_per_token
-from gemma_train.planning.estimate import Assumptions, estimate_step, recomputed_flops
-from gemma_train.planning.memory import state_bytes
+from gemma_train.planning.estimate import (
+    Assumptions,
+    estimate_step,
+    hbm_bytes,
+    recomputed_flops,
+    teacher_flops,
+)
+from gemma_train.planning.memory import layer_parameters, state_bytes
 from gemma_train.planning.slices import Slices
 from gemma_train.planning.traffic import (
     Traffic,
     compiled_traffic,
     expected_gathers,
     expected_traffic,
+    teacher_gathers,
 )
 
 
@@ -111,3 +121,24 @@ def test_compiled_traffic_is_what_each_network_carries(total_of):
     totals = [total_of("ici", 5.0), total_of("dcn", 2.0), total_of("ici", 1.0)]
     found = compiled_traffic(totals, host_bytes=3.0)
     assert found == Traffic(ici_bytes=6.0, dcn_bytes=2.0, host_bytes=3.0)
+
+
+def test_a_teacher_in_the_step_is_counted_and_one_beforehand_is_not(pod_run):
+    plain = pod_run()
+    larger = replace(plain.model, width=2560, layers=34)
+
+    def taught(teacher):
+        return replace(plain, loss=Distillation(teacher=teacher))
+
+    split = taught(Online(weights="nowhere", model=larger))
+    whole = taught(Online(weights="nowhere", model=larger, sharding="whole"))
+    stored = taught(Stored(folder="nowhere", weights="nowhere"))
+    assert teacher_flops(plain) == teacher_flops(stored) == 0
+    assert teacher_flops(split) == teacher_flops(whole)
+    assert teacher_flops(split) == pytest.approx(training_flops_per_token(larger, 8192) / 3)
+    sent = [expected_traffic(c, state_bytes(c)).ici_bytes for c in (plain, stored, whole, split)]
+    assert sent[0] == sent[1] == sent[2] < sent[3]
+    moved = [hbm_bytes(c, state_bytes(c)) for c in (plain, stored, whole, split)]
+    assert moved[0] == moved[1] < moved[2] < moved[3]
+    assert teacher_gathers(plain).total == teacher_gathers(whole).total == 0
+    assert teacher_gathers(split).layers == larger.layers * 2 * layer_parameters(larger) * 1.25

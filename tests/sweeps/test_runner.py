@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from gemma_train.config import EXAMPLE, OptimizerConfig, record
+from gemma_train.config import EXAMPLE, Distillation, OptimizerConfig, Stored, record
 from gemma_train.errors import UserError
 from gemma_train.run_files import RECORD
 from gemma_train.sweeps import AtEnd, Run, Sweep
@@ -111,6 +111,16 @@ def test_a_record_is_handed_to_the_trainer_by_default():
     run = Run(name="a", config=replace(EXAMPLE, folder="runs/x/a"))
     assert commands_of(run) == [
         [sys.executable, "-m", "gemma_train", "train", "runs/x/a/config.py"]
+    ]
+
+
+def test_a_store_that_a_run_learns_from_is_made_ahead_of_it():
+    loss = Distillation(teacher=Stored(folder="targets", weights="runs/teacher"))
+    run = Run(name="a", config=replace(EXAMPLE, folder="runs/x/a", loss=loss))
+    words = [sys.executable, "-m", "gemma_train"]
+    assert commands_of(run) == [
+        [*words, "teacher", "runs/x/a/config.py"],
+        [*words, "train", "runs/x/a/config.py"],
     ]
 
 
