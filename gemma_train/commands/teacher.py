@@ -58,8 +58,9 @@ def run(config: RunConfig, arguments: TeacherArguments) -> None:
     share = share_of(plan, writer=arguments.writer, writers=arguments.writers)
     if share.left:
         check_disk(share, codec, say)
-        if arguments.dry_run:
-            return
+    if plan.shards and arguments.dry_run:
+        return
+    if share.shards:
         mesh = make_mesh(config.mesh)
         with jax.set_mesh(mesh):
             write_share(config, weights, share, mesh, say)
