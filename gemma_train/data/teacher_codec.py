@@ -90,7 +90,7 @@ class Codec:
     def estimated_bytes(self) -> int:
         """About what a token takes with ids spread evenly over the vocabulary: rather too much."""
         share = max(1.0, self.vocabulary / self.candidates)
-        code = {"normalised": 5.2, "equal": 0.0, "priority": 3.4}[self.weights]
+        code = {"normalised": 6.0, "equal": 0.0, "priority": 3.4}[self.weights]
         bits = self.candidates * (np.log2(np.e * share) + code)
         return int(bits / 8) + 4 * (self.weights == "priority") + self._id_bytes + 1
 
