@@ -86,6 +86,7 @@ def _lean(result: Result) -> tuple[str, ...]:
     if step is None:
         return (result["name"], host, "none fits", "", "", "", "", str(result["tried"]))
     policy = [step["remat"], *step["saved"], *(f"{name} (host)" for name in step["offloaded"])]
+    failed = f", {len(result['failed'])} failed" if result["failed"] else ""
     return (
         result["name"],
         host,
@@ -94,7 +95,7 @@ def _lean(result: Result) -> tuple[str, ...]:
         f"{step['peak_bytes'] / step['hbm_bytes']:.0%}",
         f"{step['recomputed']:.1%}",
         transfer(step["offloaded_bytes"]) if step["offloaded"] else "",
-        str(result["tried"]),
+        str(result["tried"]) + failed,
     )
 
 
