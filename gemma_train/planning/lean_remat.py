@@ -48,12 +48,16 @@ class Found:
 class _Expected:
     """Bytes on the chip for each byte that a policy keeps there, and for each that it offloads.
 
-    One and next to none, until steps were compiled: then the nearest figures that agree with them.
+    One and none, until steps were compiled: then the nearest figures that agree with them. What
+    scanned neighbours keep is held a second time, on its way into the stack of all repetitions.
     """
 
-    def __init__(self, layers: int) -> None:
-        # On the host's way are a layer's products that leave and a layer's that come back.
-        self._first = np.array([1.0, 2 / layers])
+    def __init__(self, config: RunConfig) -> None:
+        model, twice = config.model, 0
+        if config.compute.scan_neighbours:
+            runs = [len(list(run)) for _, run in itertools.groupby(model.pattern)]
+            twice = max(runs) if max(runs) > 1 else 0
+        self._first = np.array([1.0 + twice / model.layers, 0.0])
         self._sizes: list[tuple[int, int]] = []
         self._errors: list[float] = []
         self._figures = self._first
@@ -92,7 +96,7 @@ def find_lean_remat(
     full = Found(config=base, compiled=plain, tried=1, fits=fits)
     if isinstance(plain, TooLarge):
         return full
-    expected, tried, failed = _Expected(config.model.layers), 1, []
+    expected, tried, failed = _Expected(config), 1, []
     for candidate in _from_the_least_recomputed(base, slices, offload=offload):
         if tried == MOST_TRIED or not candidate.compute.kept:
             break
