@@ -1,7 +1,7 @@
 """(e) The student's softmax over the whole vocabulary, or over the candidates: docs/ablations.md.
 
-The first is Gemma's loss. Renormalised over the candidates, as some peers do, no other token is ever
-pushed down. The laptop's teachers come from configs/ablations/teachers.py.
+The first is Gemma's loss. Renormalised over the candidates, as some peers do, no other token is
+ever pushed down. The laptop's teachers come from configs/ablations/teachers.py.
 """
 
 from gemma_train.stages.distil import distilled

@@ -1,7 +1,7 @@
 """(c) A small teacher or a large one, over the training horizon: docs/ablations.md.
 
-Gemma 3's report (arXiv 2503.19786, figure 8) finds the small one better for short runs and the large
-one for long runs. The laptop's teachers come from configs/ablations/teachers.py.
+Gemma 3's report (arXiv 2503.19786, figure 8) finds the small one better for short runs and the
+large one for long runs. The laptop's teachers come from configs/ablations/teachers.py.
 """
 
 from gemma_train.stages.distil import distilled

@@ -7,8 +7,11 @@ from gemma_train.losses.distillation import Distillation, Online, Stored
 from gemma_train.samplers import Sampler, TopK
 
 
+GEMMA = TopK(candidates=256)  # what the report keeps, in its plainest reading
+
+
 def distilled(
-    run: RunConfig, teacher: Online | Stored, *, sampler: Sampler = TopK(), folder: str = ""
+    run: RunConfig, teacher: Online | Stored, *, sampler: Sampler = GEMMA, folder: str = ""
 ) -> RunConfig:
     """`run` with the loss of Gemma 2 and 3's report: 256 candidates a token, and no hard label.
 
