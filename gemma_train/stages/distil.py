@@ -6,7 +6,6 @@ from gemma_train.config import RunConfig
 from gemma_train.losses.distillation import Distillation, Online, Stored
 from gemma_train.samplers import Sampler, TopK
 
-
 GEMMA = TopK(candidates=256)  # what the report keeps, in its plainest reading
 
 
