@@ -33,6 +33,7 @@ format: $(READY)  ## put the code in its one format
 
 bench: $(READY)  ## the benchmarks behind the performance claims
 	$(RUN)/python benchmarks/cpu_step.py
+	$(RUN)/python -m benchmarks.distillation
 	$(RUN)/python benchmarks/data.py
 
 plan-all: $(READY)  ## the gates on the meshes of the Gemma 3 report, then docs/pods.md's tables: hours

@@ -77,15 +77,17 @@ def _compared(
 
 def lean(results: Iterable[Result]) -> str:
     """The policy of least recomputation that fits 90 % of a chip, without and with the host."""
-    head = ("case", "host", "policy", "peak GB", "of HBM", "recomputed", "on the host", "compiled")
+    head = ("case", "host", "policy", "peak GB", "of HBM", "recomputed", "on the host")
+    head += ("step, estimated", "compiled")
     return markdown(head, map(_lean, results)) + _origin(results)
 
 
 def _lean(result: Result) -> tuple[str, ...]:
     step, host = result["step"], "yes" if result["kind"] == "lean_offload" else "no"
     if step is None:
-        return (result["name"], host, "none fits", "", "", "", "", str(result["tried"]))
+        return (result["name"], host, "none fits", *[""] * 5, str(result["tried"]))
     policy = [step["remat"], *step["saved"], *(f"{name} (host)" for name in step["offloaded"])]
+    failed = f", {len(result['failed'])} failed" if result["failed"] else ""
     return (
         result["name"],
         host,
@@ -94,7 +96,8 @@ def _lean(result: Result) -> tuple[str, ...]:
         f"{step['peak_bytes'] / step['hbm_bytes']:.0%}",
         f"{step['recomputed']:.1%}",
         transfer(step["offloaded_bytes"]) if step["offloaded"] else "",
-        str(result["tried"]),
+        moment(step["step_seconds"]),
+        str(result["tried"]) + failed,
     )
 
 

@@ -24,5 +24,5 @@ def compared(scale: Scale, horizons: tuple[int, ...]) -> Sweep:
     )
 
 
-sweep = compared(LAPTOP, (75, 150, 300, 600))
+sweep = compared(LAPTOP, (50, 100, 200, 400))
 pod = compared(POD, (1000, 4000, 16_000, 64_000))

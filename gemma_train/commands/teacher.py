@@ -1,5 +1,6 @@
 """`gemma-train teacher CONFIG`: a run's teacher, before it: what it says of the run's own rows."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -57,27 +58,28 @@ def run(config: RunConfig, arguments: TeacherArguments) -> None:
     share = share_of(plan, writer=arguments.writer, writers=arguments.writers)
     if share.left:
         check_disk(share, codec, say)
-        if arguments.dry_run:
-            return
+    if plan.shards and arguments.dry_run:
+        return
+    if share.shards:
         mesh = make_mesh(config.mesh)
         with jax.set_mesh(mesh):
             write_share(config, weights, share, mesh, say)
     _conclude(plan, arguments, say)
 
 
-def _conclude(plan: Plan, arguments: TeacherArguments, say) -> None:
+def _conclude(plan: Plan, arguments: TeacherArguments, say: Callable[[str], None]) -> None:
     """Say what is there; whoever finds all shards there makes them a store."""
     finished = plan.finished()
-    if (there := plan.complete(finished)) is not None:
-        say(f"{plan.folder} is complete: {_told(there)}; to write it anew, remove the folder")
-    elif (there := plan.conclude(finished) if is_leader() else None) is not None:
-        say(f"{plan.folder}: {_told(there)}")
-    else:
+    there = plan.conclude(finished) if is_leader() else None
+    if there is None:
         say(
-            f"{plan.folder}: {len(finished)} of {plan.shards} shards are there; the writer that "
-            "finishes last completes it"
+            f"{plan.folder}: {len(finished)} of {len(plan.shards)} shards are there; the writer "
+            "that finishes last completes it"
         )
-    if there is not None and arguments.verify:
+        return
+    again = "" if plan.shards else "is complete; to write it anew, remove the folder. It holds "
+    say(f"{plan.folder}: {again}{_told(there)}")
+    if arguments.verify:
         verify(plan.folder)
         say("checksums: all equal")
 

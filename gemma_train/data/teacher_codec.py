@@ -6,7 +6,8 @@ ids can have (Gemma's vocabulary, 256 of 262,144: 372 B; sorted by weight they w
 
 A weight is 8 bits: equal steps of its square root from 1 down to 0.04, quarter nats below. The
 Kullback-Leibler divergence, p (dlog p)^2 / 2, is spread evenly over candidates by the square root,
-so that these 160 B a token cost 4e-4 nats, where steps of 1/8 nat take 188 B for 5e-4.
+so that these 160 B a token cost 4e-4 nats, where steps of 1/8 nat take 188 B for 5e-4. Codes keep a
+position's sum: 1, or for `Priority`, which is unbiased, one that is stored.
 """
 
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ _VALUES = np.concatenate(  # of code 1 and up, falling; code 0 is apart
     [(1 - np.arange(_ROOTS) / 200) ** 2, 0.0016 * np.exp(-np.arange(1, _QUARTER_NATS + 1) / 4)]
 )
 _RISING_BORDERS = np.sqrt(_VALUES[1:] * _VALUES[:-1])[::-1].astype(np.float32)
+_FLOOR, _SUM = np.dtype("<f4"), np.dtype("<f2")
 _LEVEL = 1  # of zstandard: higher ones look for repeats where there are none, and code no better
 
 
@@ -55,7 +57,7 @@ class Codec:
             raise ValueError("a weight is negative or no number")
         if ids.size and not 0 <= ids.min() <= ids.max() < self.vocabulary:
             raise ValueError(f"a candidate is none of {self.vocabulary:,} ids")
-        floors, codes = self._quantised(weights)
+        codes, floors, sums = self._quantised(weights)
         # One sort of both: it is vectorised, which sorting by a key of its own is not.
         both = np.sort((ids.astype(np.int64) << 8) | codes, axis=1)
         steps = np.diff(both >> 8, axis=1, prepend=0)
@@ -63,6 +65,7 @@ class Codec:
             np.packbits(taught),
             *_cut(row.tokens, self._id_bytes),
             floors,
+            sums,
             *_cut(steps, self._id_bytes),
             both.astype(np.uint8) if self.weights != "equal" else codes[:0],
         ]
@@ -77,31 +80,33 @@ class Codec:
         tokens = _joined([_read(next(frames), self.length) for _ in range(self._id_bytes)])
         count = int(taught.sum())
         size, shape = count * self.candidates, (count, self.candidates)
-        floors = _read(next(frames), 4 * count * (self.weights == "priority")).view("<f4")
+        some = count if self.weights == "priority" else 0
+        floors = _read(next(frames), 4 * some).view(_FLOOR)
+        sums = _read(next(frames), 2 * some).view(_SUM)
         ids = _joined([_read(next(frames), size) for _ in range(self._id_bytes)]).reshape(shape)
         np.cumsum(ids, axis=1, out=ids)
         if count and ids[:, -1].max() >= self.vocabulary:
             raise ValueError("it holds ids beyond the vocabulary")
         codes = _read(next(frames), size * (self.weights != "equal"))
-        weights = self._weights(codes, floors, shape)
+        weights = self._weights(codes.reshape(-1, self.candidates), floors, sums, shape)
         return Targets(tokens=tokens, taught=taught, candidates=ids, probabilities=weights)
 
     @property
     def estimated_bytes(self) -> int:
         """About what a token takes with ids spread evenly over the vocabulary: rather too much."""
         share = max(1.0, self.vocabulary / self.candidates)
-        code = {"normalised": 5.2, "equal": 0.0, "priority": 3.4}[self.weights]
+        code = {"normalised": 6.0, "equal": 0.0, "priority": 3.4}[self.weights]
         bits = self.candidates * (np.log2(np.e * share) + code)
-        return int(bits / 8) + 4 * (self.weights == "priority") + self._id_bytes + 1
+        return int(bits / 8) + 6 * (self.weights == "priority") + self._id_bytes + 1
 
     @property
     def _id_bytes(self) -> int:
         return (max(1, self.vocabulary - 1).bit_length() + 7) // 8
 
-    def _quantised(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(the weight that code 0 stands for at each position, where it is not 0; the codes)."""
+    def _quantised(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(codes, each position's weight of code 0, the sum of the others): see `_weights`."""
         codes = _VALUES.size - np.searchsorted(_RISING_BORDERS, weights).astype(np.uint8)
-        floors = np.zeros(0, "<f4")
+        floors, sums = np.zeros(0, _FLOOR), np.zeros(0, _SUM)
         match self.weights:
             case "normalised":
                 codes[weights == 0] = 0
@@ -110,22 +115,28 @@ class Codec:
                     raise ValueError(f"a weight is not 1 / {self.candidates}")
                 codes[:] = 0
             case "priority":  # those at tau are the smallest and, unless there are none, equal
-                floors = weights.min(axis=1, initial=np.inf).astype("<f4")
-                codes[weights == floors[:, None]] = 0
-        return floors, codes
+                floors = weights.min(axis=1, initial=np.inf).astype(_FLOOR)
+                is_floor = weights == floors[:, None]
+                codes[is_floor] = 0
+                sums = np.where(is_floor, 0, weights).sum(axis=1).astype(_SUM)
+        return codes, floors, sums
 
-    def _weights(self, codes: np.ndarray, floors: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    def _weights(
+        self, codes: np.ndarray, floors: np.ndarray, sums: np.ndarray, shape: tuple[int, int]
+    ) -> np.ndarray:
+        """float32; those of codes above 0 are scaled to their sum, which is 1 but for priority."""
         if self.weights == "equal":
             return np.full(shape, 1 / self.candidates, np.float32)
-        weights = _DECODED[codes].reshape(shape)
+        weights = _DECODED[codes]
+        found = weights.sum(axis=1, keepdims=True)
+        due = sums[:, None].astype(np.float32) if self.weights == "priority" else np.float32(1)
+        weights *= due / np.where(found > 0, found, 1)
         if self.weights == "priority":
-            return np.where(codes.reshape(shape) == 0, floors[:, None], weights)
-        sums = weights.sum(axis=1, keepdims=True)
-        weights /= np.where(sums > 0, sums, 1)
+            np.copyto(weights, floors[:, None], where=codes == 0)
         return weights
 
     def _frames(self, record: bytes) -> list[memoryview]:
-        count = 3 + 2 * self._id_bytes
+        count = 4 + 2 * self._id_bytes
         ends = 4 * count + np.cumsum(np.frombuffer(record[: 4 * count], "<u4").astype(np.int64))
         if ends.size != count or ends[-1] != len(record):
             raise ValueError("its length is wrong")

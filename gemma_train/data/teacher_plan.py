@@ -1,16 +1,22 @@
-"""Which shards a store is to have, which of them are there, and the sidecar when all are."""
+"""Which shards a store still lacks for a run, and the sidecar when all are there.
+
+What a sidecar speaks of is not touched again: a run that needs more rows, longer or in another
+order, adds shards of those that are missing. A shard that lost its records is written once more.
+"""
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
 from gemma_train import storage
+from gemma_train.data.taught_rows import Lesson
 from gemma_train.data.teacher_shards import (
     SIDECAR,
     Description,
     Head,
+    Origin,
     TargetShard,
+    TaughtDataset,
     check_origin,
     check_size,
     read_description,
@@ -21,52 +27,40 @@ from gemma_train.data.teacher_shards import (
 )
 from gemma_train.errors import require
 
+_ELSEWHERE = "finish it with the config that began it, or name another loss.teacher.folder"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is to stand in a folder: shard k holds rows k * shard_rows and the next."""
+    """What is to be written into a folder."""
 
     folder: str
     head: Head
-    rows: np.ndarray  # int64 [n, 2]: place in the head's datasets, row of it
-    stream_rows: int  # of a run's stream, whose first appearances these are
-
-    @property
-    def shards(self) -> int:
-        """How many they are."""
-        return -(-len(self.rows) // self.head.order.shard_rows)
-
-    def rows_of(self, shard: int) -> np.ndarray:
-        """The rows of one shard."""
-        return self.rows[shard * self.head.order.shard_rows :][: self.head.order.shard_rows]
+    there: Description | None  # what is in it, if it is a store already
+    shards: dict[int, np.ndarray]  # int64 [n, 2] by number: place in the head's datasets, row of it
+    stream_rows: int  # of the run's stream, for which these are needed
 
     def finished(self) -> dict[int, TargetShard]:
-        """The shards that are there in full, by number.
+        """Those of the shards that are there in full, by number.
 
-        Raises `UserError` where what is there is damaged, or was made for another plan.
+        Raises `UserError` where what is there is damaged, or was begun for another run.
         """
         found = {}
-        for number in range(self.shards):
-            if note := read_note(self.folder, number):
-                self._check_head(number, note[0])
-                if self._holds(number, note[1]):
-                    found[number] = note[1]
+        for number in self.shards:
+            note = read_note(self.folder, number)
+            if note is not None and shard_files(self.folder, number).targets.exists():
+                self._check(number, *note)
+                found[number] = note[1]
         return found
 
-    def complete(self, finished: dict[int, TargetShard]) -> Description | None:
-        """The sidecar's description, if it is there and speaks of all of the finished shards."""
-        if len(finished) < self.shards or not (storage.path(self.folder) / SIDECAR).exists():
-            return None
-        there = read_description(self.folder)
-        shards = dict(enumerate(there.shards))
-        whole = all(shards.get(number) == shard for number, shard in finished.items())
-        return there if whole and there.stream_rows >= self.stream_rows else None
-
     def conclude(self, finished: dict[int, TargetShard]) -> Description | None:
-        """Write the sidecar if all shards are finished."""
-        if len(finished) < self.shards:
+        """Write the sidecar if all shards are finished; what the store then holds."""
+        if len(finished) < len(self.shards):
             return None
-        shards = tuple(finished[number] for number in range(self.shards))
+        if not self.shards:
+            return self.there
+        before = dict(enumerate(self.there.shards)) if self.there else {}
+        shards = tuple(shard for _, shard in sorted((before | finished).items()))
         datasets = [read_rows(self.folder, n, shard)[:, 0] for n, shard in enumerate(shards)]
         counts = np.bincount(np.concatenate(datasets), minlength=len(self.head.datasets))
         description = Description(
@@ -78,37 +72,79 @@ class Plan:
         write_description(self.folder, description)
         return description
 
-    def _check_head(self, number: int, there: Head) -> None:
+    def _check(self, number: int, there: Head, shard: TargetShard) -> None:
+        note = str(shard_files(self.folder, number).note)
         check_origin(self.folder, there.origin, self.head.origin)
-        found = [
-            f"{name} {one!r} there, {other!r} here"
-            for (name, one), (_, other) in zip(_leaves(there), _leaves(self.head), strict=False)
-            if one != other
-        ]
+        check_size(self.folder, number, shard)
+        if self.there is None or number >= len(self.there.shards):
+            order, here = asdict(there.order), asdict(self.head.order)
+            other = [name for name in here if order[name] != here[name]]
+            found = [f"data.{name} {order[name]!r} there, {here[name]!r} here" for name in other]
+            require(
+                not found, f"{note!r} was begun for another run ({'; '.join(found)}): {_ELSEWHERE}"
+            )
+        rows, due = read_rows(self.folder, number, shard)[:, :2], self.shards[number]
         require(
-            not found and len(_leaves(there)) == len(_leaves(self.head)),
-            f"{str(shard_files(self.folder, number).note)!r} was made for other data "
-            f"({'; '.join(found[:3]) or 'another number of datasets'}): name another "
-            "loss.teacher.folder, or remove that one",
+            np.array_equal(rows, due),
+            f"{note!r} was begun for another run: it holds {len(rows)} rows from (dataset, row) "
+            f"{tuple(rows[0].tolist())}, due are {len(due)} from {tuple(due[0].tolist())}: "
+            + _ELSEWHERE,
         )
 
-    def _holds(self, number: int, shard: TargetShard) -> bool:
-        """Whether a shard has all rows that it should: fewer, where a shorter run wrote it."""
-        there, here = read_rows(self.folder, number, shard)[:, :2], self.rows_of(number)
-        both = min(len(there), len(here))
-        check_size(self.folder, number, shard)
-        if (other := np.flatnonzero((there[:both] != here[:both]).any(axis=1))).size:
-            row = int(other[0])
-            require(
-                False,
-                f"{str(shard_files(self.folder, number).rows)!r} holds (dataset, row) "
-                f"{tuple(there[row].tolist())} where {tuple(here[row].tolist())} is due: name "
-                "another loss.teacher.folder, or remove that one",
-            )
-        return len(there) >= len(here)
+
+def plan_of(
+    folder: str, origin: Origin, taught: Lesson, rows: np.ndarray, *, stream_rows: int
+) -> Plan:
+    """What a folder lacks of these rows of a lesson: new shards, and those that lost their records.
+
+    Raises `UserError` where it holds a damaged store, or one of another origin.
+    """
+    there, datasets, shards, size = None, taught.datasets, {}, taught.order.shard_rows
+    if (storage.path(folder) / SIDECAR).exists():
+        there = read_description(folder)
+        check_origin(folder, there.head.origin, origin)
+        datasets = _merged(there.head.datasets, datasets)
+        held = [read_rows(folder, n, shard)[:, :2] for n, shard in enumerate(there.shards)]
+        shards = {n: held[n] for n, shard in enumerate(there.shards) if _is_lost(folder, n, shard)}
+        rows = _without(_placed(rows, taught.datasets, datasets), np.concatenate(held))
+    first = len(there.shards) if there else 0
+    for number, start in enumerate(range(0, len(rows), size), first):
+        shards[number] = rows[start : start + size]
+    return Plan(
+        folder=folder,
+        head=Head(origin=origin, datasets=datasets, order=taught.order),
+        there=there,
+        shards=shards,
+        stream_rows=stream_rows,
+    )
 
 
-def _leaves(head: Head) -> list[tuple[str, Any]]:
-    """(name, value) of what decides which rows stand where, paths left out: folders may move."""
-    order = [(f"data.{name}", value) for name, value in asdict(head.order).items()]
-    return [*((f"dataset {d.path!r}", d.sha256) for d in head.datasets), *order]
+def _is_lost(folder: str, number: int, shard: TargetShard) -> bool:
+    """Whether the records of a store's shard are gone. Raises `UserError` where they are cut."""
+    if not shard_files(folder, number).targets.exists():
+        return True
+    check_size(folder, number, shard)
+    return False
+
+
+def _placed(
+    rows: np.ndarray, before: tuple[TaughtDataset, ...], after: tuple[TaughtDataset, ...]
+) -> np.ndarray:
+    """Rows by their datasets' places in another list."""
+    sums = [dataset.sha256 for dataset in after]
+    places = np.array([sums.index(dataset.sha256) for dataset in before])
+    return np.stack([places[rows[:, 0]], rows[:, 1]], axis=1)
+
+
+def _without(rows: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """The rows that are none of the known ones."""
+    there = {tuple(row) for row in known.tolist()}
+    return rows[np.array([tuple(row) not in there for row in rows.tolist()], bool)]
+
+
+def _merged(
+    there: tuple[TaughtDataset, ...], here: tuple[TaughtDataset, ...]
+) -> tuple[TaughtDataset, ...]:
+    """The store's datasets, and behind them those that it does not know yet."""
+    known = {dataset.sha256 for dataset in there}
+    return (*there, *(dataset for dataset in here if dataset.sha256 not in known))

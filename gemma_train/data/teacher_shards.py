@@ -24,9 +24,9 @@ from gemma_train.errors import UserError, require
 
 FORMAT_VERSION = 1
 SIDECAR = "teacher.json"
-AGAIN = "remove the shard's three files and run gemma-train teacher again"
+AGAIN = "remove that file and run gemma-train teacher again"
+_LOST = "restore it from a copy, or write the store anew in another folder"
 _INDEX = np.dtype("<i8")
-_ANEW = "remove it and run gemma-train teacher again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,13 +159,13 @@ def read_note(folder: str, number: int) -> tuple[Head, TargetShard] | None:
 def read_rows(folder: str, number: int, shard: TargetShard) -> np.ndarray:
     """int64 [rows, 3]: dataset, row, end of its record. Raises `UserError` where it is damaged."""
     file = shard_files(folder, number).rows
-    require(file.exists(), f"shard {str(file)!r} is missing: {AGAIN}")
+    require(file.exists(), f"shard {str(file)!r} is missing: {_LOST}")
     content = file.read_bytes()
     found = sha256(content).hexdigest()
     require(
         found == shard.rows_sha256,
         f"shard {str(file)!r} is damaged (its SHA-256 is {found[:12]}..., it should be "
-        f"{shard.rows_sha256[:12]}...): {AGAIN}",
+        f"{shard.rows_sha256[:12]}...): {_LOST}",
     )
     return np.frombuffer(content, _INDEX).reshape(shard.rows, 3)
 
@@ -173,7 +173,7 @@ def read_rows(folder: str, number: int, shard: TargetShard) -> np.ndarray:
 def check_size(folder: str, number: int, shard: TargetShard) -> None:
     """Raise `UserError` unless a shard's records are there in full; reads none."""
     file = shard_files(folder, number).targets
-    require(file.exists(), f"shard {str(file)!r} is missing: {AGAIN}")
+    require(file.exists(), f"shard {str(file)!r} is missing: run gemma-train teacher again")
     found = file.stat().length
     require(
         found == shard.bytes,
@@ -212,7 +212,7 @@ def read_description(folder: str) -> Description:
         sidecar.exists(),
         f"{folder!r} holds no finished teacher store (no {SIDECAR}): run gemma-train teacher",
     )
-    with _garbled(sidecar, _ANEW):
+    with _garbled(sidecar, AGAIN):
         content = _read_json(sidecar)
         return Description(
             head=_head(content),
@@ -254,7 +254,7 @@ def _read_json(file: epath.Path) -> dict[str, Any]:
     version = content["format_version"]
     require(
         version == FORMAT_VERSION,
-        f"{str(file)!r} has format version {version}, this release reads {FORMAT_VERSION}: {_ANEW}",
+        f"{str(file)!r} has format version {version}, this release reads {FORMAT_VERSION}: {AGAIN}",
     )
     return content
 

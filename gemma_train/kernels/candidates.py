@@ -156,7 +156,8 @@ def _largest(
     if isinstance(sampler, TopK) and sampler.recall < 1.0:
         scores_cq, places_cq = jax.lax.approx_max_k(scores_cv, here, recall_target=sampler.recall)
     else:
-        scores_cq, places_cq = jax.lax.top_k(scores_cv, here)
+        # Sliced before it is whole, TPUs would sort all of it: 4 GiB at [1024, 262144], not 1.
+        scores_cq, places_cq = jax.lax.optimization_barrier(jax.lax.top_k(scores_cv, here))
     logits_cq = jnp.take_along_axis(logits_cv, places_cq, axis=1)
     if not rows:
         return scores_cq, places_cq + first, logits_cq

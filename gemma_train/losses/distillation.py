@@ -147,7 +147,7 @@ def _draws(tokens_bt: jax.Array, seed: int) -> jax.Array:
     place_bt = jax.lax.broadcasted_iota(
         jnp.uint32, tokens_bt.shape, 1, out_sharding=jax.typeof(tokens_bt).sharding
     )
-    place_bt = _hashed(place_bt + jnp.uint32(seed) * jnp.uint32(0x9E3779B9))
+    place_bt = _hashed(place_bt + jnp.uint32(seed * 0x9E3779B9 % 2**32))
     row_b1 = jnp.sum(_hashed(tokens_bt.astype(jnp.uint32) ^ place_bt), axis=1, keepdims=True)
     return _hashed(row_b1 + place_bt)
 

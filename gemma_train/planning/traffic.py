@@ -4,8 +4,10 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from gemma_train import samplers
 from gemma_train.config import RunConfig
 from gemma_train.kernels.attention_splash import reach
+from gemma_train.losses.distillation import Distillation
 from gemma_train.model.config import GemmaConfig, Kind
 from gemma_train.planning.collectives import Total
 from gemma_train.planning.memory import (
@@ -43,16 +45,24 @@ class Gathers:
     table: float  # its rows for the look-up, its columns for the loss
     tokens: float  # every token, for the chips that hold other rows of the table
     keys: float  # keys and values of layers that see beyond a neighbour, as often as weights
+    candidates: float = 0.0  # every token's soft target, for the same chips
 
     @property
     def total(self) -> int:
-        return math.ceil(self.layers + self.table + self.tokens + self.keys)
+        return math.ceil(self.layers + self.table + self.tokens + self.keys + self.candidates)
 
 
 def expected_gathers(config: RunConfig) -> Gathers:
     """What a step of `config` gathers, all its microbatches together."""
     passes = 1 if config.compute.remat == "none" else 2
-    return _gathers(config, config.model, width=config.compute.bytes, passes=passes, beside=8)
+    width, rows = config.compute.bytes, table_parts(config)
+    found = _gathers(config, config.model, width=width, passes=passes, beside=8)
+    if rows == 1 or not isinstance(config.loss, Distillation):
+        return found
+    # An id and a weight each, and how much the text's own token weighs.
+    a_token = samplers.size(config.loss.sampler, config.model.vocabulary) * (4 + width) + 4
+    tokens = config.step_tokens / config.mesh.devices
+    return replace(found, candidates=tokens * rows * a_token)
 
 
 def teacher_gathers(config: RunConfig) -> Gathers:
@@ -120,7 +130,7 @@ def expected_traffic(config: RunConfig, state: StateBytes) -> Traffic:
     rows_here = config.data.batch_rows / (mesh.replica * mesh.data)
     keys += (passes + 1) * rows_here * halos
     table = 2 * gathered.table
-    tokens = 2 * gathered.tokens * (rows - 1) / rows
+    tokens = (2 * gathered.tokens + gathered.candidates) * (rows - 1) / rows
     within, slices = mesh.replica // mesh.slices, mesh.slices
     return Traffic(
         ici_bytes=layers

@@ -22,8 +22,8 @@ from gemma_train.data.example import Batch
 from gemma_train.data.pipeline import listed_batches
 from gemma_train.data.taught_rows import lesson, taught_rows
 from gemma_train.data.teacher_codec import Codec
-from gemma_train.data.teacher_plan import Plan
-from gemma_train.data.teacher_shards import Head, write_shard
+from gemma_train.data.teacher_plan import Plan, plan_of
+from gemma_train.data.teacher_shards import write_shard
 from gemma_train.errors import UserError, require
 from gemma_train.losses.distillation import Distillation, taught
 from gemma_train.mesh import is_leader
@@ -49,36 +49,30 @@ class Share:
 
     plan: Plan
     shards: tuple[int, ...]  # that are this writer's and not there yet
-    finished: int  # shards that are there
     rows: int  # of `shards`
     left: int  # rows that are not there, whoever is to write them
 
 
 def plan_store(config: RunConfig, weights: Weights, *, shard_tokens: int) -> Plan:
-    """The store that a run's config asks for."""
+    """What the store of a run's config lacks. Raises `UserError` where it is another's."""
     teacher = stored(config)
     assert teacher is not None
-    length, stream_rows = config.data.sequence_length, config.steps * config.data.batch_rows
-    found = lesson(config.data, shard_rows=-(-shard_tokens // length))
-    return Plan(
-        folder=teacher.folder,
-        head=Head(origin=origin(config, weights), datasets=found.datasets, order=found.order),
-        rows=taught_rows(config.data, found, stream_rows),
-        stream_rows=stream_rows,
-    )
+    stream_rows = config.steps * config.data.batch_rows
+    found = lesson(config.data, shard_rows=-(-shard_tokens // config.data.sequence_length))
+    rows = taught_rows(config.data, found, stream_rows)
+    return plan_of(teacher.folder, origin(config, weights), found, rows, stream_rows=stream_rows)
 
 
 def share_of(plan: Plan, *, writer: int, writers: int) -> Share:
     """What is left for a writer, whose shards are number `writer` and every `writers`th after."""
     finished = plan.finished()
-    left = [number for number in range(plan.shards) if number not in finished]
+    left = [number for number in plan.shards if number not in finished]
     own = tuple(number for number in left if number % writers == writer)
     return Share(
         plan=plan,
         shards=own,
-        finished=len(finished),
-        rows=sum(len(plan.rows_of(number)) for number in own),
-        left=sum(len(plan.rows_of(number)) for number in left),
+        rows=sum(len(plan.shards[number]) for number in own),
+        left=sum(len(plan.shards[number]) for number in left),
     )
 
 
@@ -88,8 +82,8 @@ def check_disk(share: Share, codec: Codec, say: Callable[[str], None]) -> None:
     tokens = share.left * codec.length
     needed, free = tokens * codec.estimated_bytes, storage.free_bytes(folder)
     told = (
-        f"{plan.folder}: {share.left:,} of {len(plan.rows):,} rows to write, {count(tokens)} "
-        f"tokens, about {codec.estimated_bytes} B each, {transfer(needed)}"
+        f"{plan.folder}: {share.left:,} rows to write, {count(tokens)} tokens, "
+        f"about {codec.estimated_bytes} B each, {transfer(needed)}"
     )
     say(told if free is None else f"{told}; {transfer(free)} are free")
     require(
@@ -117,7 +111,7 @@ def write_share(
     with progress("targets", total) as advance, ThreadPoolExecutor(_ENCODERS) as threads:
         encode = partial(_encoded, codec, plan, threads, advance)
         for number in share.shards:
-            rows = plan.rows_of(number)
+            rows = plan.shards[number]
             records, tokens, first = [], 0, 0
             for batch in _answered(config, plan, rows, mesh, answers):
                 names = rows[first:][: len(batch.tokens_bt)]

@@ -106,7 +106,7 @@ def test_what_quantisation_costs_is_under_a_thousandth_of_a_nat(sampler):
     assert max(losses) < 1.5e-3
 
 
-def test_priority_keeps_tau_exactly_and_its_sum_to_a_few_thousandths():
+def test_priority_keeps_tau_exactly_and_its_sum_to_half_a_thousandth():
     sampler = Priority(candidates=64)
     row = made_row(sampler)
     _, found = through(sampler, row)
@@ -116,8 +116,8 @@ def test_priority_keeps_tau_exactly_and_its_sum_to_a_few_thousandths():
     assert at_tau.mean() > 20
     np.testing.assert_array_equal((found.probabilities == taus[:, None]).sum(axis=1), at_tau)
     error = found.probabilities.sum(axis=1) - row.probabilities.sum(axis=1)
-    assert np.abs(error).mean() < 3e-3
-    assert abs(error.mean()) < 2e-3
+    assert np.abs(error).max() < 6e-4  # half a step of float16
+    assert abs(error.mean()) < 2e-4
 
 
 def test_counts_are_exact():

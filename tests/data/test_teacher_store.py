@@ -14,9 +14,8 @@ from gemma_train.data.rows import Rows
 from gemma_train.data.shards import TokenDataset
 from gemma_train.data.taught_rows import lesson, missing_rows, taught_rows
 from gemma_train.data.teacher_codec import codec
-from gemma_train.data.teacher_plan import Plan
+from gemma_train.data.teacher_plan import Plan, plan_of
 from gemma_train.data.teacher_shards import (
-    Head,
     Origin,
     check_origin,
     read_description,
@@ -68,14 +67,10 @@ def made_targets(row: Row) -> Row:
     return full
 
 
-def plan_of(config: DataConfig, folder: Path, stream_rows: int, shard_rows: int = 10) -> Plan:
+def planned(config: DataConfig, folder: Path, stream_rows: int, shard_rows: int = 10) -> Plan:
     found = lesson(config, shard_rows)
-    return Plan(
-        folder=str(folder),
-        head=Head(origin=ORIGIN, datasets=found.datasets, order=found.order),
-        rows=taught_rows(config, found, stream_rows),
-        stream_rows=stream_rows,
-    )
+    rows = taught_rows(config, found, stream_rows)
+    return plan_of(str(folder), ORIGIN, found, rows, stream_rows=stream_rows)
 
 
 def write(plan: Plan, config: DataConfig, shards=None) -> None:
@@ -84,8 +79,8 @@ def write(plan: Plan, config: DataConfig, shards=None) -> None:
     datasets = [Rows(TokenDataset(path), LENGTH) for path in paths]
     folder = Path(plan.folder)
     folder.mkdir(exist_ok=True)
-    for number in range(plan.shards) if shards is None else shards:
-        rows = plan.rows_of(number)
+    for number in plan.shards if shards is None else shards:
+        rows = plan.shards[number]
         full = [made_targets(datasets[dataset][row]) for dataset, row in rows.tolist()]
         records = [CODEC.encode(row) for row in full]
         tokens = sum(int((row.weights > 0).sum()) for row in full)
@@ -102,7 +97,7 @@ def take(config: DataConfig, count: int, folder: Path | None = None, indices=Non
 
 @pytest.mark.parametrize(("workers", "threads"), [(0, 0), (0, 3), (2, 1)])
 def test_batches_bring_their_rows_own_targets(config, tmp_path, workers, threads):
-    write(plan_of(config, tmp_path / "store", 60), config)
+    write(planned(config, tmp_path / "store", 60), config)
     config = dataclasses.replace(config, worker_processes=workers, read_threads=threads)
     for plain, full in zip(take(config, 10), take(config, 10, tmp_path / "store"), strict=True):
         np.testing.assert_array_equal(full.tokens_bt, plain.tokens_bt)
@@ -119,7 +114,7 @@ def test_batches_bring_their_rows_own_targets(config, tmp_path, workers, threads
 
 
 def test_hosts_read_the_targets_of_their_own_rows(config, tmp_path):
-    write(plan_of(config, tmp_path / "store", 60), config)
+    write(planned(config, tmp_path / "store", 60), config)
     whole = take(config, 2, tmp_path / "store")
     part = take(config, 2, tmp_path / "store", indices=[1, 4])
     for one, all_ in zip(part, whole, strict=True):
@@ -152,9 +147,10 @@ def test_the_last_listed_batch_is_filled_with_rows_of_no_weight(config):
 
 def test_a_dataset_that_is_listed_twice_is_taught_once(config, tmp_path):
     twice = dataclasses.replace(config, train=(*config.train, config.train[1]))
-    plan = plan_of(twice, tmp_path / "store", 10_000)
+    plan = planned(twice, tmp_path / "store", 10_000)
     assert len(plan.head.datasets) == 2
-    assert len({tuple(row) for row in plan.rows.tolist()}) == len(plan.rows)
+    rows = [tuple(row) for part in plan.shards.values() for row in part.tolist()]
+    assert len(set(rows)) == len(rows)
     write(plan, twice)
     store = TeacherStore(str(tmp_path / "store"), CODEC)
     assert missing_rows(twice, store, 10_000) == 0
@@ -164,7 +160,7 @@ def test_a_dataset_that_is_listed_twice_is_taught_once(config, tmp_path):
 def test_a_source_that_is_not_taught_has_no_targets_and_takes_no_room(config, tmp_path):
     sources = config.train[0], dataclasses.replace(config.train[1], taught=False)
     config = dataclasses.replace(config, train=sources)
-    plan = plan_of(config, tmp_path / "store", 60)
+    plan = planned(config, tmp_path / "store", 60)
     assert [dataset.path for dataset in plan.head.datasets] == [sources[0].path]
     write(plan, config)
     batch = take(config, 1, tmp_path / "store")[0]
@@ -176,15 +172,14 @@ def test_a_source_that_is_not_taught_has_no_targets_and_takes_no_room(config, tm
 
 
 def test_writers_of_disjoint_shards_make_the_same_store_as_one(config, tmp_path):
-    whole, parts = (plan_of(config, tmp_path / name, 60) for name in ("whole", "parts"))
+    whole, parts = (planned(config, tmp_path / name, 60) for name in ("whole", "parts"))
     write(whole, config)
-    assert parts.shards == 6
+    assert list(parts.shards) == [0, 1, 2, 3, 4, 5]
     write(parts, config, shards=(1, 3, 5))
-    assert parts.complete(parts.finished()) is None
+    assert parts.conclude(parts.finished()) is None
     with pytest.raises(UserError, match="holds no finished teacher store"):
         TeacherStore(str(tmp_path / "parts"), CODEC)
     write(parts, config, shards=(0, 2, 4))
-    assert parts.complete(parts.finished()) == whole.complete(whole.finished())
     names = sorted(path.name for path in (tmp_path / "whole").iterdir())
     assert names == sorted(path.name for path in (tmp_path / "parts").iterdir())
     for name in names:
@@ -192,28 +187,55 @@ def test_writers_of_disjoint_shards_make_the_same_store_as_one(config, tmp_path)
         assert content[0] == content[1], name
 
 
-def test_a_longer_run_adds_to_a_store(config, tmp_path):
-    short, long = (plan_of(config, tmp_path / "store", rows) for rows in (25, 60))
-    write(short, config)
+def test_a_longer_run_adds_to_a_store_and_touches_nothing_in_it(config, tmp_path):
+    write(planned(config, tmp_path / "store", 25), config)
     store = TeacherStore(str(tmp_path / "store"), CODEC)
     assert missing_rows(config, store, 25) == 0
     assert missing_rows(config, store, 60) == 35
-    assert sorted(long.finished()) == [0, 1]
-    assert long.complete(long.finished()) is None
-    write(long, config, shards=(2, 3, 4, 5))
+    before = {path: path.read_bytes() for path in (tmp_path / "store").glob("targets-*")}
+    longer = planned(config, tmp_path / "store", 60)
+    assert [len(rows) for rows in longer.shards.values()] == [10, 10, 10, 5]
+    assert list(longer.shards) == [3, 4, 5, 6]
+    write(longer, config)
+    assert {path: path.read_bytes() for path in before} == before
     store = TeacherStore(str(tmp_path / "store"), CODEC)
     assert missing_rows(config, store, 60) == 0
-    assert short.complete(short.finished()) == store.description
+    for shorter in (planned(config, tmp_path / "store", rows) for rows in (25, 60)):
+        assert not shorter.shards
+        assert shorter.conclude({}) == store.description
     verify(str(tmp_path / "store"))
     assert store.description.total("rows") == sum(store.description.dataset_rows) == 60
 
 
-def test_another_order_of_the_rows_is_served_as_far_as_they_are_there(config, tmp_path):
-    write(plan_of(config, tmp_path / "store", 10_000), config)
+def test_another_order_and_another_dataset_add_what_is_missing_alone(config, tmp_path):
+    one = dataclasses.replace(config, train=config.train[:1])
+    write(planned(one, tmp_path / "store", 60), one)
     other = dataclasses.replace(config, shuffle_seed=3, train=config.train[::-1])
     store = TeacherStore(str(tmp_path / "store"), CODEC)
-    assert missing_rows(other, store, 500) == 0
-    assert take(other, 3, tmp_path / "store")[2].probabilities_btq.any()
+    with pytest.raises(UserError, match="was made from"):
+        missing_rows(other, store, 60)
+    plan = planned(other, tmp_path / "store", 60)
+    assert 15 < sum(map(len, plan.shards.values())) < 60
+    write(plan, other)
+    store = TeacherStore(str(tmp_path / "store"), CODEC)
+    assert missing_rows(one, store, 60) == missing_rows(other, store, 60) == 0
+    for each in (one, other):
+        for plain, full in zip(take(each, 10), take(each, 10, tmp_path / "store"), strict=True):
+            np.testing.assert_array_equal(full.probabilities_btq.any(axis=-1), plain.weights_bt > 0)
+
+
+def test_a_shard_that_lost_its_records_is_written_once_more(config, tmp_path):
+    plan = planned(config, tmp_path / "store", 60)
+    write(plan, config)
+    lost = tmp_path / "store" / "targets-00002.bin"
+    content, sidecar = lost.read_bytes(), (tmp_path / "store" / "teacher.json").read_bytes()
+    lost.unlink()
+    again = planned(config, tmp_path / "store", 60)
+    assert list(again.shards) == [2]
+    assert again.finished() == {}
+    write(again, config)
+    assert lost.read_bytes() == content
+    assert (tmp_path / "store" / "teacher.json").read_bytes() == sidecar
 
 
 @pytest.mark.parametrize(
@@ -223,16 +245,18 @@ def test_another_order_of_the_rows_is_served_as_far_as_they_are_there(config, tm
         ({"train": "swapped"}, r"data.weights \(3, 1\) there, \(1, 3\) here"),
     ],
 )
-def test_a_folder_of_another_order_is_not_added_to(config, tmp_path, change, message):
-    write(plan_of(config, tmp_path / "store", 30), config)
+def test_shards_that_another_run_began_are_not_taken_over(config, tmp_path, change, message):
+    write(planned(config, tmp_path / "store", 30), config, shards=(0, 1))
     if change == {"train": "swapped"}:
         weights = zip(config.train, (1, 3), strict=True)
         change = {"train": tuple(dataclasses.replace(s, weight=weight) for s, weight in weights)}
-    other = plan_of(dataclasses.replace(config, **change), tmp_path / "store", 30)
+    other = planned(dataclasses.replace(config, **change), tmp_path / "store", 30)
     with pytest.raises(UserError, match=message):
         other.finished()
     with pytest.raises(UserError, match="data.shard_rows 10 there, 7 here"):
-        plan_of(config, tmp_path / "store", 30, shard_rows=7).finished()
+        planned(config, tmp_path / "store", 30, shard_rows=7).finished()
+    with pytest.raises(UserError, match="it holds 10 rows from .* due are 5 from"):
+        planned(config, tmp_path / "store", 15).finished()
 
 
 @pytest.mark.parametrize(
@@ -263,9 +287,9 @@ def test_a_teacher_is_known_by_its_parameters_and_not_by_its_folder():
 
 
 def test_rows_of_other_tokens_are_refused_by_dataset_row_and_position(config, tmp_path):
-    plan = plan_of(config, tmp_path / "store", 60)
+    plan = planned(config, tmp_path / "store", 60)
     write(plan, config)
-    dataset, number = plan.rows[0].tolist()
+    dataset, number = plan.shards[0][0].tolist()
     path = plan.head.datasets[dataset].path
     tokens = Path(path) / "tokens-00000.bin"
     changed = bytearray(tokens.read_bytes())
@@ -282,7 +306,7 @@ def test_rows_of_other_tokens_are_refused_by_dataset_row_and_position(config, tm
 
 
 def test_another_dataset_is_refused(config, tmp_path, write_dataset, made_documents):
-    write(plan_of(config, tmp_path / "store", 60), config)
+    write(planned(config, tmp_path / "store", 60), config)
     other = write_dataset(tmp_path / "other", made_documents(9, count=60))
     config = dataclasses.replace(config, train=(config.train[0], TokenSource(path=other)))
     with pytest.raises(UserError, match=r"was made from .*one.*two.*, not from .*other.* \("):
@@ -300,7 +324,7 @@ def damage(file: Path, how: str) -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_flipped_bit_in_a_record_is_found_when_it_is_read(config, tmp_path, workers):
-    write(plan_of(config, tmp_path / "store", 60), config)
+    write(planned(config, tmp_path / "store", 60), config)
     damage(tmp_path / "store" / "targets-00000.bin", "flipped")
     config = dataclasses.replace(config, worker_processes=workers, read_threads=1)
     with pytest.raises(UserError, match=r"targets-00000.bin' is damaged: row \d+ of dataset"):
@@ -313,16 +337,16 @@ def test_a_flipped_bit_in_a_record_is_found_when_it_is_read(config, tmp_path, wo
     ("name", "how", "message"),
     [
         ("targets-00001.bin", "cut", r"targets-00001.bin' has [\d,]+ bytes, it should have"),
-        ("targets-00001.bin", "missing", "targets-00001.bin' is missing: remove the shard's"),
+        ("targets-00001.bin", "missing", "targets-00001.bin' is missing: run gemma-train teacher"),
         ("targets-00001.rows", "flipped", r"targets-00001.rows' is damaged \(its SHA-256"),
         ("targets-00001.rows", "cut", r"targets-00001.rows' is damaged \(its SHA-256"),
         ("targets-00001.rows", "missing", "targets-00001.rows' is missing"),
-        ("teacher.json", "garbled", r"teacher.json' is garbled \(.*remove it and run"),
+        ("teacher.json", "garbled", r"teacher.json' is garbled \(.*remove that file and"),
         ("teacher.json", "missing", r"holds no finished teacher store \(no teacher.json\)"),
     ],
 )
 def test_damage_is_found_when_a_store_is_opened(config, tmp_path, name, how, message):
-    write(plan_of(config, tmp_path / "store", 60), config)
+    write(planned(config, tmp_path / "store", 60), config)
     damage(tmp_path / "store" / name, how)
     with pytest.raises(UserError, match=message) as raised:
         TeacherStore(str(tmp_path / "store"), CODEC)
@@ -330,7 +354,7 @@ def test_damage_is_found_when_a_store_is_opened(config, tmp_path, name, how, mes
 
 
 def test_a_shard_cut_after_the_store_was_opened_is_found_too(config, tmp_path):
-    write(plan_of(config, tmp_path / "store", 60), config)
+    write(planned(config, tmp_path / "store", 60), config)
     store = TeacherStore(str(tmp_path / "store"), CODEC)
     file = tmp_path / "store" / "targets-00000.bin"
     os.truncate(file, file.stat().st_size // 2)
@@ -344,7 +368,7 @@ def test_a_shard_cut_after_the_store_was_opened_is_found_too(config, tmp_path):
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"format_version": 1}', "null", "\x00"])
 def test_sidecars_and_notes_that_are_none_are_named(config, tmp_path, content):
-    plan = plan_of(config, tmp_path / "store", 60)
+    plan = planned(config, tmp_path / "store", 60)
     write(plan, config)
     (tmp_path / "store" / "targets-00002.json").write_text(content)
     with pytest.raises(UserError, match=r"targets-00002.json' is garbled"):
@@ -355,7 +379,7 @@ def test_sidecars_and_notes_that_are_none_are_named(config, tmp_path, content):
 
 
 def test_a_store_of_another_version_is_named(config, tmp_path):
-    write(plan_of(config, tmp_path / "store", 60), config)
+    write(planned(config, tmp_path / "store", 60), config)
     sidecar = tmp_path / "store" / "teacher.json"
     sidecar.write_text(json.dumps({**json.loads(sidecar.read_text()), "format_version": 9}))
     with pytest.raises(UserError, match="has format version 9, this release reads 1"):
@@ -368,10 +392,13 @@ def test_a_store_in_a_bucket_is_refused():
 
 
 def test_a_shard_without_its_note_is_not_there(config, tmp_path):
-    plan = plan_of(config, tmp_path / "store", 60)
+    plan = planned(config, tmp_path / "store", 60)
     write(plan, config)
-    (tmp_path / "store" / "targets-00003.json").unlink()
+    for name in ("targets-00003.json", "teacher.json"):
+        (tmp_path / "store" / name).unlink()
+    plan = planned(config, tmp_path / "store", 60)
     assert sorted(plan.finished()) == [0, 1, 2, 4, 5]
     before = (tmp_path / "store" / "targets-00003.bin").read_bytes()
     write(plan, config, shards=(3,))
     assert (tmp_path / "store" / "targets-00003.bin").read_bytes() == before
+    verify(str(tmp_path / "store"))
