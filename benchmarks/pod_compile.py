@@ -20,6 +20,7 @@ from typing import Any
 import jax
 
 from benchmarks import pod_tables
+from benchmarks.pages import replaced
 from benchmarks.pod_cases import CASES, TABLE_2, config_of
 from benchmarks.pod_tables import GB
 from gemma_train.config import RunConfig
@@ -206,7 +207,7 @@ def main() -> int:
     if arguments.write:
         page = arguments.write.read_text()
         for name, table in tables.items():
-            page = pod_tables.replaced(page, name, table)
+            page = replaced(page, name, table)
         arguments.write.write_text(page)
     failures = [line for case in cases for line in pod_tables.failures(case)]
     for line in failures:

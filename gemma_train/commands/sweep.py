@@ -20,13 +20,14 @@ class SweepArguments:
     """Run what a sweep file names, or go on where it stopped; then write its tables and plot."""
 
     file: str  # a Python file that ends in `sweep = Sweep(...)`, as in configs/ablations/
+    name: str = "sweep"  # which of the file's sweeps: its variable, such as pod
     only: str = "*"  # the runs whose names match, such as "*/seed=0"
     dry_run: bool = False  # list the runs, and what is left to do, and end
 
 
 def run(arguments: SweepArguments) -> int:
     """The exit code: 1 where a run failed, after all others had their turn."""
-    sweep = load_definition(arguments.file, "sweep", Sweep)
+    sweep = load_definition(arguments.file, arguments.name, Sweep)
     chosen = [run for run in sweep.placed if fnmatchcase(run.name, arguments.only)]
     require(
         bool(chosen),

@@ -155,6 +155,19 @@ def test_a_dry_run_lists_and_does_nothing(tmp_path, write_sweep, capsys):
     assert not (tmp_path / "dry").exists()
 
 
+def test_a_sweep_of_another_name(tmp_path, write_sweep, capsys):
+    file = Path(write_sweep(tmp_path / "two"))
+    file.write_text(f"{file.read_text()}\npod = replace(sweep, folder={str(tmp_path / 'pod')!r})\n")
+    for words, told in (((), "two: 4 runs"), (("--name", "pod"), "pod: 4 runs")):
+        assert command_line.run(["sweep", str(file), *words, "--dry-run"]) == 0
+        assert told in capsys.readouterr().out
+    assert command_line.run(["sweep", str(file), "--name", "pods"]) == 2
+    line = capsys.readouterr().err.strip()
+    assert line == (
+        f"gemma-train: pods {str(file)!r} does not end in `pods = Sweep(...)`; it has sweep, pod"
+    )
+
+
 @pytest.mark.parametrize(
     ("runs", "words", "told"),
     [

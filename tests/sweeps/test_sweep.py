@@ -1,15 +1,11 @@
 """What a sweep is checked for when it is made."""
 
-from pathlib import Path
-
 import pytest
 
 from gemma_train.config import EXAMPLE
-from gemma_train.definition import load_definition
 from gemma_train.errors import UserError
 from gemma_train.sweeps import AtEnd, Run, Sweep, choices, product, runs_of, seeds
 
-ROOT = Path(__file__).parents[2]
 RUNS = runs_of(EXAMPLE, product(choices("steps", 10, 20), seeds(2)))
 
 
@@ -22,12 +18,6 @@ def test_runs_get_folders_below_the_sweeps():
     assert sweep.placed[3].config.folder == "runs/mine/steps=20/seed=1"
     assert sweep.placed[3].config.steps == 20
     assert sweep.placed[3].tokens == 20 * EXAMPLE.step_tokens
-
-
-@pytest.mark.parametrize("file", sorted(ROOT.glob("configs/ablations/*.py")), ids=lambda f: f.stem)
-def test_the_sweeps_of_the_repository_can_be_read(file, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    assert load_definition(str(file), "sweep", Sweep).folder == f"runs/sweeps/{file.stem}"
 
 
 def test_a_baseline_is_a_group_or_an_unlabelled_run():
