@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gemma_train.data.example import Row
-from gemma_train.data.teacher_codec import codec
-from gemma_train.kernels.candidates import draw_from_logits
+from gemma_train.data.teacher_store.codec import codec
+from gemma_train.kernels.vocabulary.candidates import draw_from_logits
 from gemma_train.samplers import Counts, Gumbel, Multinomial, Priority, TopK
 
 Kept = TopK | Gumbel | Multinomial | Counts | Priority

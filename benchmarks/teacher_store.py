@@ -22,14 +22,14 @@ from gemma_train.config import RunConfig, read_record
 from gemma_train.conversion.load import open_weights
 from gemma_train.data.example import Row, padding
 from gemma_train.data.pipeline import batches
-from gemma_train.data.teacher_codec import Codec, Targets, codec
-from gemma_train.data.teacher_store import TeacherStore
-from gemma_train.kernels.candidates import draw_from_logits
+from gemma_train.data.teacher_store.codec import Codec, Targets, codec
+from gemma_train.data.teacher_store.reading import TeacherStore
+from gemma_train.kernels.vocabulary.candidates import draw_from_logits
 from gemma_train.losses.distillation import Distillation, Stored
 from gemma_train.mesh import MeshConfig, make_mesh
 from gemma_train.samplers import Counts, Gumbel, Multinomial, Priority, Sampler, TopK
-from gemma_train.training.stored import store_codec
-from gemma_train.training.teaching import plan_store, share_of, write_share
+from gemma_train.teachers.stored import store_codec
+from gemma_train.teachers.writing import plan_store, share_of, write_share
 
 VOCABULARY, LENGTH, CHUNK = 262_144, 256, 16
 SAMPLERS = (

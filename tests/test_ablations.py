@@ -14,7 +14,7 @@ from gemma_train.config import load, record
 from gemma_train.losses.distillation import Distillation
 from gemma_train.planning.slices import Slices
 from gemma_train.sweeps import Sweep
-from gemma_train.training.teacher import teacher_model
+from gemma_train.teachers.online import teacher_model
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(ROOT.glob("configs/ablations/*.py"))

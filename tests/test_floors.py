@@ -22,6 +22,7 @@ FLOORS = (
     ("evaluation",),
     ("config",),
     ("conversion",),
+    ("teachers",),
     ("training", "stages", "sweeps"),
     ("planning",),
     ("commands",),

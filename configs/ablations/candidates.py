@@ -5,8 +5,8 @@ The laptop's teachers come from configs/ablations/teachers.py.
 
 from gemma_train.samplers import Priority, TopK
 from gemma_train.stages.distil import distilled
-from gemma_train.stages.scales import LAPTOP, POD, Scale, for_steps
 from gemma_train.sweeps import AtEnd, Sweep, chain, choices, product, runs_of, seeds, variant
+from gemma_train.sweeps.scales import LAPTOP, POD, Scale, for_steps
 
 SIZES = (4, 16, 64, 256)
 

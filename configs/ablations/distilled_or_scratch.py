@@ -4,8 +4,8 @@ The laptop's teachers come from configs/ablations/teachers.py.
 """
 
 from gemma_train.stages.distil import distilled
-from gemma_train.stages.scales import LAPTOP, POD, Scale
 from gemma_train.sweeps import OverTokens, Sweep, chain, product, runs_of, seeds, variant
+from gemma_train.sweeps.scales import LAPTOP, POD, Scale
 
 
 def compared(scale: Scale) -> Sweep:

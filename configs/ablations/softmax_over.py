@@ -5,8 +5,8 @@ ever pushed down. The laptop's teachers come from configs/ablations/teachers.py.
 """
 
 from gemma_train.stages.distil import distilled
-from gemma_train.stages.scales import LAPTOP, POD, Scale, for_steps
 from gemma_train.sweeps import AtEnd, Sweep, choices, product, runs_of, seeds
+from gemma_train.sweeps.scales import LAPTOP, POD, Scale, for_steps
 
 
 def compared(scale: Scale, steps: int) -> Sweep:

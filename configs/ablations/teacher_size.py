@@ -5,8 +5,8 @@ large one for long runs. The laptop's teachers come from configs/ablations/teach
 """
 
 from gemma_train.stages.distil import distilled
-from gemma_train.stages.scales import LAPTOP, POD, Scale, for_steps
 from gemma_train.sweeps import AtEnd, Sweep, chain, product, runs_of, seeds, variant
+from gemma_train.sweeps.scales import LAPTOP, POD, Scale, for_steps
 
 
 def compared(scale: Scale, horizons: tuple[int, ...]) -> Sweep:

@@ -3,8 +3,8 @@
 `gemma-train prepare data_recipes/quickstart.py` makes the data. The pod's are published weights.
 """
 
-from gemma_train.stages.scales import LAPTOP_TEACHERS, TEACHERS
 from gemma_train.sweeps import OverTokens, Run, Sweep
+from gemma_train.sweeps.scales import LAPTOP_TEACHERS, TEACHERS
 
 sweep = Sweep(
     folder=TEACHERS,

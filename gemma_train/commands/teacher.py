@@ -7,14 +7,14 @@ import jax
 
 from gemma_train.config import RunConfig
 from gemma_train.data.pipeline import check
-from gemma_train.data.teacher_plan import Plan
-from gemma_train.data.teacher_shards import Description, verify
+from gemma_train.data.teacher_store.plan import Plan
+from gemma_train.data.teacher_store.shards import Description, verify
 from gemma_train.errors import require
 from gemma_train.mesh import is_leader, make_mesh, start_runtime
 from gemma_train.metrics.wording import count, transfer
-from gemma_train.training.stored import store_codec, stored, with_teacher_online
-from gemma_train.training.teacher import open_teacher
-from gemma_train.training.teaching import check_disk, plan_store, share_of, write_share
+from gemma_train.teachers.online import open_teacher
+from gemma_train.teachers.stored import store_codec, stored, with_teacher_online
+from gemma_train.teachers.writing import check_disk, plan_store, share_of, write_share
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ from gemma_train.data.shards import (
     check_vocabulary,
     sidecar_sha256,
 )
-from gemma_train.data.teacher_store import TaughtRows, TeacherStore
+from gemma_train.data.teacher_store.reading import TaughtRows, TeacherStore
 from gemma_train.errors import require
 
 

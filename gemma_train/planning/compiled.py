@@ -15,10 +15,10 @@ from jax.sharding import Mesh
 from gemma_train.config import RunConfig
 from gemma_train.placement import abstract_batch
 from gemma_train.silence import silenced_standard_error
+from gemma_train.teachers.online import abstract_teacher
+from gemma_train.teachers.stored import stored_candidates
 from gemma_train.training.state import abstract_state
 from gemma_train.training.step import make_step
-from gemma_train.training.stored import stored_candidates
-from gemma_train.training.teacher import abstract_teacher
 
 _REFUSAL = re.compile(r"\(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)")
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}

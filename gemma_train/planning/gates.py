@@ -3,7 +3,7 @@
 Each gate stands for a way in which a partitioner goes wrong in silence: a gradient summed whole
 where a part would do, weights gathered before the cast or once too often, logits or table in one
 piece, a sum between slices of more than a shard. Limits follow from the design (zero3.py,
-kernels/vocabulary_loss.py) and from the config; nothing is estimated.
+kernels/vocabulary/loss.py) and from the config; nothing is estimated.
 """
 
 import math
@@ -26,7 +26,7 @@ from gemma_train.planning.memory import (
 from gemma_train.planning.program import Buffer, Program, read
 from gemma_train.planning.slices import Slices
 from gemma_train.planning.traffic import expected_gathers, teacher_gathers
-from gemma_train.training.teacher import online, teacher_model
+from gemma_train.teachers.online import online, teacher_model
 
 LARGEST_ALL_REDUCE = 64 * 2**20  # bytes of one plain all-reduce inside a scan body
 ALL_REDUCE_SHARE = 0.02  # of the bf16 weights: all plain all-reduces of a step together

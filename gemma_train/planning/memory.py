@@ -20,8 +20,8 @@ from gemma_train.config import RunConfig
 from gemma_train.losses.distillation import Distillation
 from gemma_train.model.config import GemmaConfig
 from gemma_train.model.remat import products
+from gemma_train.teachers.online import online, teacher_model, untrained_teacher
 from gemma_train.training.state import initial_state
-from gemma_train.training.teacher import online, teacher_model, untrained_teacher
 from gemma_train.zero3 import split
 
 FLOAT32, BFLOAT16, INT32 = 4, 2, 4

@@ -10,7 +10,7 @@ from gemma_train.planning.collectives import Total
 from gemma_train.planning.gates import Gate
 from gemma_train.planning.lean_remat import HBM_SHARE, Found
 from gemma_train.planning.plan import Memory, Plan, assumptions
-from gemma_train.training.teacher import teacher_model
+from gemma_train.teachers.online import teacher_model
 
 BAR = 32
 WIDTH = 94

@@ -10,7 +10,7 @@ from gemma_train.config import RunConfig
 from gemma_train.conversion.load import open_weights
 from gemma_train.conversion.tensors import Weights
 from gemma_train.data.pipeline import batches, check
-from gemma_train.data.teacher_store import TeacherStore
+from gemma_train.data.teacher_store.reading import TeacherStore
 from gemma_train.evaluation.held_out import HeldOutLoss, make_held_out_loss
 from gemma_train.mesh import is_leader, make_mesh
 from gemma_train.metrics.observer import Observer
@@ -18,13 +18,13 @@ from gemma_train.metrics.peak import peak_flops
 from gemma_train.model import Gemma
 from gemma_train.model.flops import forward_flops_per_token, training_flops_per_token
 from gemma_train.placement import needed_rows, place
+from gemma_train.teachers.online import load_teacher, open_teacher
+from gemma_train.teachers.stored import open_store
 from gemma_train.training.checkpoint import Checkpoints
 from gemma_train.training.claim import claim
 from gemma_train.training.state import TrainState, imported_state, initial_state
 from gemma_train.training.step import make_step
 from gemma_train.training.stop import StopRequest
-from gemma_train.training.stored import open_store
-from gemma_train.training.teacher import load_teacher, open_teacher
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,16 +18,16 @@ from gemma_train import storage
 from gemma_train.config import RunConfig, TokenSource, load
 from gemma_train.conversion.load import open_weights
 from gemma_train.data.pipeline import batches
-from gemma_train.data.teacher_shards import read_description
-from gemma_train.data.teacher_store import TeacherStore
+from gemma_train.data.teacher_store.reading import TeacherStore
+from gemma_train.data.teacher_store.shards import read_description
 from gemma_train.errors import UserError
 from gemma_train.losses.distillation import Stored, taught
 from gemma_train.placement import place
 from gemma_train.samplers import Counts, Dense, Gumbel, Priority, TopK
+from gemma_train.teachers.online import load_teacher
+from gemma_train.teachers.stored import open_store, store_codec, with_teacher_online
+from gemma_train.teachers.writing import check_disk, plan_store, share_of, write_share
 from gemma_train.tokenizer.training import TokenizerConfig, train_tokenizer
-from gemma_train.training.stored import open_store, store_codec, with_teacher_online
-from gemma_train.training.teacher import load_teacher
-from gemma_train.training.teaching import check_disk, plan_store, share_of, write_share
 from tests.commands.conftest import command, environment
 from tests.commands.test_train import steps_of
 

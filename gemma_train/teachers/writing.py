@@ -20,10 +20,10 @@ from gemma_train.config import RunConfig
 from gemma_train.conversion.tensors import Weights
 from gemma_train.data.example import Batch
 from gemma_train.data.pipeline import listed_batches
-from gemma_train.data.taught_rows import lesson, taught_rows
-from gemma_train.data.teacher_codec import Codec
-from gemma_train.data.teacher_plan import Plan, plan_of
-from gemma_train.data.teacher_shards import write_shard
+from gemma_train.data.teacher_store.codec import Codec
+from gemma_train.data.teacher_store.plan import Plan, plan_of
+from gemma_train.data.teacher_store.rows import lesson, taught_rows
+from gemma_train.data.teacher_store.shards import write_shard
 from gemma_train.errors import UserError, require
 from gemma_train.losses.distillation import Distillation, taught
 from gemma_train.mesh import is_leader
@@ -31,13 +31,13 @@ from gemma_train.metrics.byte_progress import Advance, progress
 from gemma_train.metrics.wording import count, duration, transfer
 from gemma_train.model import Gemma
 from gemma_train.placement import needed_rows, place
-from gemma_train.training.stored import (
+from gemma_train.teachers.online import load_teacher
+from gemma_train.teachers.stored import (
     origin,
     store_codec,
     stored,
     with_teacher_online,
 )
-from gemma_train.training.teacher import load_teacher
 
 _ENCODERS = 2  # threads; NumPy and zstandard let go of the interpreter lock
 _PACE_SECONDS = 5.0  # after which the time that is left is told

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from gemma_train.data.example import Row
-from gemma_train.data.teacher_codec import Codec, Targets
-from gemma_train.data.teacher_shards import (
+from gemma_train.data.teacher_store.codec import Codec, Targets
+from gemma_train.data.teacher_store.shards import (
     AGAIN,
     check_size,
     read_description,

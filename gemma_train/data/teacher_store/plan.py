@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from gemma_train import storage
-from gemma_train.data.taught_rows import Lesson
-from gemma_train.data.teacher_shards import (
+from gemma_train.data.teacher_store.rows import Lesson
+from gemma_train.data.teacher_store.shards import (
     SIDECAR,
     Description,
     Head,

@@ -1,6 +1,6 @@
 """A teacher's targets on disk: shards of encoded rows, and what they were made with.
 
-    targets-00000.bin     records of `teacher_codec`, end to end
+    targets-00000.bin     records of `codec`, end to end
     targets-00000.rows    little-endian int64 triples: dataset, row, where its record ends
     targets-00000.json    the `Head`, counts and checksums; a shard without it is not finished
     teacher.json          the `Description`, written when all shards are there

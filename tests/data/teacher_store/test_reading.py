@@ -12,17 +12,17 @@ from gemma_train.data.example import Row, padding
 from gemma_train.data.pipeline import DataConfig, TokenSource, batches, listed_batches
 from gemma_train.data.rows import Rows
 from gemma_train.data.shards import TokenDataset
-from gemma_train.data.taught_rows import lesson, missing_rows, taught_rows
-from gemma_train.data.teacher_codec import codec
-from gemma_train.data.teacher_plan import Plan, plan_of
-from gemma_train.data.teacher_shards import (
+from gemma_train.data.teacher_store.codec import codec
+from gemma_train.data.teacher_store.plan import Plan, plan_of
+from gemma_train.data.teacher_store.reading import TeacherStore
+from gemma_train.data.teacher_store.rows import lesson, missing_rows, taught_rows
+from gemma_train.data.teacher_store.shards import (
     Origin,
     check_origin,
     read_description,
     verify,
     write_shard,
 )
-from gemma_train.data.teacher_store import TeacherStore
 from gemma_train.errors import UserError
 from gemma_train.samplers import TopK
 

@@ -7,7 +7,7 @@ import pytest
 
 from gemma_train.config import Online, load
 from gemma_train.planning.compiled import lower_step
-from gemma_train.training.stored import open_store, stored_candidates, with_teacher_online
+from gemma_train.teachers.stored import open_store, stored_candidates, with_teacher_online
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gemma_train.data.example import Row, padding
-from gemma_train.data.teacher_codec import codec
+from gemma_train.data.teacher_store.codec import codec
 from gemma_train.errors import UserError
 from gemma_train.samplers import Counts, Dense, Gumbel, Multinomial, Priority, Sampler, TopK
 

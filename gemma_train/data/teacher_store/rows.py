@@ -6,8 +6,8 @@ import numpy as np
 
 from gemma_train.data.pipeline import DataConfig, TrainingRows, training_rows
 from gemma_train.data.shards import sidecar_sha256
-from gemma_train.data.teacher_shards import Order, TaughtDataset
-from gemma_train.data.teacher_store import TeacherStore
+from gemma_train.data.teacher_store.reading import TeacherStore
+from gemma_train.data.teacher_store.shards import Order, TaughtDataset
 from gemma_train.errors import require
 
 

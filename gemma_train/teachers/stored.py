@@ -7,14 +7,14 @@ from gemma_train import storage
 from gemma_train.config import RunConfig
 from gemma_train.conversion.fingerprint import parameters_sha256
 from gemma_train.conversion.tensors import Weights
-from gemma_train.data.taught_rows import missing_rows
-from gemma_train.data.teacher_codec import Codec, codec
-from gemma_train.data.teacher_shards import Origin, check_origin
-from gemma_train.data.teacher_store import TeacherStore
+from gemma_train.data.teacher_store.codec import Codec, codec
+from gemma_train.data.teacher_store.reading import TeacherStore
+from gemma_train.data.teacher_store.rows import missing_rows
+from gemma_train.data.teacher_store.shards import Origin, check_origin
 from gemma_train.errors import require
 from gemma_train.losses.distillation import Distillation, Online, Stored
 from gemma_train.metrics.wording import count, transfer
-from gemma_train.training.teacher import open_teacher
+from gemma_train.teachers.online import open_teacher
 
 
 def stored(config: RunConfig) -> Stored | None:
