@@ -24,5 +24,5 @@ def compared(scale: Scale, horizons: tuple[int, ...]) -> Sweep:
     )
 
 
-sweep = compared(LAPTOP, (40, 80, 160, 320))
+sweep = compared(LAPTOP, (40, 80, 160))
 pod = compared(POD, (1000, 4000, 16_000, 64_000))
