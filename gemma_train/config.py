@@ -75,6 +75,24 @@ class RunConfig:
                 f"loss.sampler.candidates is {kept}, more than the vocabulary's {vocabulary}: "
                 "choose fewer",
             )
+        self._check_untaught()
+
+    def _check_untaught(self) -> None:
+        """Rows that learn from the text alone need a store that is silent, and a loss of theirs."""
+        loss, untaught = self.loss, [s.path for s in self.data.train if s.weight and not s.taught]
+        if not isinstance(loss, Distillation) or not untaught:
+            return
+        require(
+            isinstance(loss.teacher, Stored),
+            f"source {untaught[0]!r} has taught=False, which a teacher in the step does not heed: "
+            "store its targets (loss.teacher=Stored(...))",
+        )
+        require(
+            (loss.temperature == 1.0 and loss.student == "full") or loss.hard_label_weight > 0.0,
+            f"source {untaught[0]!r} has taught=False and would learn nothing, for "
+            f"loss.temperature is {loss.temperature} and loss.student {loss.student!r}: set them "
+            "to 1 and 'full', or loss.hard_label_weight above 0",
+        )
 
     @property
     def step_tokens(self) -> int:
@@ -103,6 +121,7 @@ RESUMABLE_CHANGES = {
     "compute.offloaded",
     "compute.scan_neighbours",
     "loss.chunk",
+    "loss.teacher.folder",
     "loss.teacher.sharding",
     "data.read_threads",
     "data.prefetch_batches",

@@ -21,7 +21,7 @@ from gemma_train.planning.lean_remat import find_lean_remat
 from gemma_train.planning.plan import as_data, compile_for, make_plan
 from gemma_train.planning.slices import Slices
 from gemma_train.planning.topology import NoCompiler
-from gemma_train.training.teacher import with_teacher_model
+from gemma_train.teachers.online import with_teacher_model
 
 PLAIN = {"markup": False, "highlight": False, "soft_wrap": True}
 

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 
 from gemma_train.data.example import Batch
 from gemma_train.errors import require
-from gemma_train.kernels.candidates import draw
-from gemma_train.kernels.vocabulary_loss import LossTerms, Targets, vocabulary_loss
+from gemma_train.kernels.vocabulary.candidates import draw
+from gemma_train.kernels.vocabulary.loss import LossTerms, Targets, vocabulary_loss
 from gemma_train.model import Gemma
 from gemma_train.model.config import GemmaConfig
 from gemma_train.samplers import Sampler, TopK

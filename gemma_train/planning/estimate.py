@@ -16,7 +16,7 @@ from gemma_train.model.remat import recomputed_flops_per_token
 from gemma_train.planning.memory import BYTES, FLOAT32, StateBytes, layer_parameters
 from gemma_train.planning.slices import Slices
 from gemma_train.planning.traffic import Traffic
-from gemma_train.training.teacher import online, teacher_model
+from gemma_train.teachers.online import online, teacher_model
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 Each gate stands for a way in which a partitioner goes wrong in silence: a gradient summed whole
 where a part would do, weights gathered before the cast or once too often, logits or table in one
 piece, a sum between slices of more than a shard. Limits follow from the design (zero3.py,
-kernels/vocabulary_loss.py) and from the config; nothing is estimated.
+kernels/vocabulary/loss.py) and from the config; nothing is estimated.
 """
 
 import math
@@ -20,12 +20,13 @@ from gemma_train.planning.memory import (
     chip_tokens,
     padded_gradient_bytes,
     state_bytes,
+    summed_scale_bytes,
     table_parts,
 )
 from gemma_train.planning.program import Buffer, Program, read
 from gemma_train.planning.slices import Slices
 from gemma_train.planning.traffic import expected_gathers, teacher_gathers
-from gemma_train.training.teacher import online, teacher_model
+from gemma_train.teachers.online import online, teacher_model
 
 LARGEST_ALL_REDUCE = 64 * 2**20  # bytes of one plain all-reduce inside a scan body
 ALL_REDUCE_SHARE = 0.02  # of the bf16 weights: all plain all-reduces of a step together
@@ -119,7 +120,8 @@ def _is_replica_sum(config: RunConfig, one: Collective) -> bool:
 def float32_gather_gate(config: RunConfig, found: Iterable[Collective]) -> Gate:
     """The largest all-gather of float32: stacked norm scales and a chunk's token weights may be.
 
-    A weight that is gathered ahead of its cast travels twice as wide. What is gathered over
+    So may the summed gradients of norms, for a sum over all chips of an axis is a scatter and a
+    gather. A weight that is gathered ahead of its cast travels twice as wide. What is gathered over
     replica alone is no weight, for none is split over it: XLA sums large shards between slices in
     parts, and gathers these within each. A teacher may be of float32.
     """
@@ -138,7 +140,7 @@ def float32_gather_gate(config: RunConfig, found: Iterable[Collective]) -> Gate:
     return Gate(
         name="largest all-gather of float32",
         found_bytes=largest.full_bytes if largest else 0,
-        limit_bytes=FLOAT32 * max(scales, chunk),
+        limit_bytes=max(FLOAT32 * scales, FLOAT32 * chunk, summed_scale_bytes(config)),
         worst=_named(largest),
     )
 

@@ -7,6 +7,7 @@ config (fitting.py) and stands in where there is no compiler, whose peak is the 
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +20,8 @@ from gemma_train.config import RunConfig
 from gemma_train.losses.distillation import Distillation
 from gemma_train.model.config import GemmaConfig
 from gemma_train.model.remat import products
+from gemma_train.teachers.online import online, teacher_model, untrained_teacher
 from gemma_train.training.state import initial_state
-from gemma_train.training.teacher import online, teacher_model, untrained_teacher
 from gemma_train.zero3 import split
 
 FLOAT32, BFLOAT16, INT32 = 4, 2, 4
@@ -103,6 +104,21 @@ def padded_gradient_bytes(config: RunConfig) -> int:
             size = max(padded, default=size)
         total += size
     return total
+
+
+def summed_scale_bytes(config: RunConfig) -> int:
+    """The largest array of norms' gradients that is summed at one time (zero3.summed), of a chip.
+
+    Over axes that do not split it a sum is a scatter and a gather, of parts of equal length.
+    """
+    sums: Counter[tuple] = Counter()
+    for path, x in jax.tree.leaves_with_path(_state(config).model):
+        if "norm" in jax.tree_util.keystr(path):
+            shard = _shard_shape(x)
+            parts = config.mesh.data * config.mesh.seq * shard[-1] // x.shape[-1]
+            length = math.ceil(shard[-1] / parts) * parts
+            sums[x.shape, x.sharding.spec] += math.prod(shard[:-1]) * length * x.dtype.itemsize
+    return max(sums.values())
 
 
 def _in_tiles(rows: int) -> int:

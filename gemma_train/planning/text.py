@@ -4,12 +4,13 @@ import textwrap
 from collections.abc import Sequence
 
 from gemma_train.metrics.wording import count, duration, memory, moment, transfer
+from gemma_train.model.config import ComputeConfig
 from gemma_train.model.flops import parameter_count
 from gemma_train.planning.collectives import Total
 from gemma_train.planning.gates import Gate
 from gemma_train.planning.lean_remat import HBM_SHARE, Found
 from gemma_train.planning.plan import Memory, Plan, assumptions
-from gemma_train.training.teacher import teacher_model
+from gemma_train.teachers.online import teacher_model
 
 BAR = 32
 WIDTH = 94
@@ -57,21 +58,31 @@ def head(plan: Plan) -> list[str]:
 
 def lean_remat(found: Found) -> list[str]:
     """The policy that was found, as the flags that a config or a command line takes."""
+    failed = [
+        f"  passed  {_policy(one.compute)}: the compiler failed, {one.message}"
+        for one in found.failed
+    ]
     if not found.fits:
         return [
+            *failed,
             "  lean    no policy does: what follows is of --compute.remat full, which takes more "
-            f"than {HBM_SHARE:.0%} of the chip's HBM"
+            f"than {HBM_SHARE:.0%} of the chip's HBM",
         ]
-    compute = found.config.compute
+    return [
+        *failed,
+        f"  lean    {_policy(found.config.compute)}",
+        f"          repeats the fewest FLOPs within {HBM_SHARE:.0%} of the chip's HBM "
+        f"({found.tried} policies compiled)",
+    ]
+
+
+def _policy(compute: ComputeConfig) -> str:
+    """The remat policy as flags."""
     lists = {"saved": compute.saved, "offloaded": compute.offloaded}
     flags = [f"--compute.{name} {' '.join(kept)}" for name, kept in lists.items() if kept]
     if compute.remat == "full":
         flags = []
-    return [
-        f"  lean    --compute.remat {' '.join([compute.remat, *flags])}",
-        f"          repeats the fewest FLOPs within {HBM_SHARE:.0%} of the chip's HBM "
-        f"({found.tried} policies compiled)",
-    ]
+    return f"--compute.remat {' '.join([compute.remat, *flags])}"
 
 
 def refusal(plan: Plan) -> str:

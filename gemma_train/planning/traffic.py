@@ -17,7 +17,7 @@ from gemma_train.planning.memory import (
     layer_parameters,
     table_parts,
 )
-from gemma_train.training.teacher import online, teacher_model
+from gemma_train.teachers.online import online, teacher_model
 
 
 @dataclass(frozen=True, kw_only=True)

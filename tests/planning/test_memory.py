@@ -9,8 +9,8 @@ import pytest
 from gemma_train.config import Distillation, Online, Priority
 from gemma_train.mesh import make_mesh
 from gemma_train.planning.memory import activation_bytes, state_bytes
+from gemma_train.teachers.online import abstract_teacher
 from gemma_train.training.state import initial_state
-from gemma_train.training.teacher import abstract_teacher
 
 TINY = {
     "model__vocabulary": 64,

@@ -14,7 +14,14 @@ import jax
 import jax.numpy as jnp
 
 from gemma_train.axes import activation
-from gemma_train.kernels.shards import first_row, gathered, joined, own, scattered, whole_rows
+from gemma_train.kernels.vocabulary.split import (
+    first_row,
+    gathered,
+    joined,
+    own,
+    scattered,
+    whole_rows,
+)
 from gemma_train.samplers import Counts, Dense, Gumbel, Multinomial, Priority, Sampler, TopK
 from gemma_train.zero3 import axes_of
 

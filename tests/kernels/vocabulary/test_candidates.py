@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import NamedSharding
 
 from gemma_train.axes import activation
-from gemma_train.kernels.candidates import draw, draw_from_logits, uniforms
+from gemma_train.kernels.vocabulary.candidates import draw, draw_from_logits, uniforms
 from gemma_train.samplers import Counts, Dense, Gumbel, Multinomial, Priority, TopK
 from gemma_train.zero3 import axes_of, split
 from tests.tolerances import assert_close
