@@ -5,7 +5,7 @@
 Shapes: `cpu_step` is that of cpu_step.py, `quickstart` the one of configs/quickstart.py; targets
 and weights are random. Steps alternate in one process, so that a noisy machine slows both; the
 ratio is what to quote, of processor time where other programs run. Below the steps stands the loss
-alone, against the two forms of soft targets (kernels/soft_target.py).
+alone, against the two forms of soft targets (kernels/vocabulary/soft_target.py).
 """
 
 import argparse
@@ -23,7 +23,7 @@ from benchmarks.cpu_step import CONFIG, timed
 from gemma_train.axes import activation
 from gemma_train.config import RunConfig, load
 from gemma_train.data.example import Batch
-from gemma_train.kernels.vocabulary_loss import LossTerms, Targets, vocabulary_loss
+from gemma_train.kernels.vocabulary.loss import LossTerms, Targets, vocabulary_loss
 from gemma_train.losses.distillation import Distillation, Stored
 from gemma_train.mesh import make_mesh, start_runtime
 from gemma_train.placement import place

@@ -20,8 +20,11 @@ from typing import Any
 import jax
 
 from benchmarks import pod_tables
+from benchmarks.pages import replaced
 from benchmarks.pod_cases import CASES, TABLE_2, config_of
+from benchmarks.pod_tables import GB
 from gemma_train.config import RunConfig
+from gemma_train.metrics.wording import duration
 from gemma_train.model.flops import parameter_count
 from gemma_train.planning.compiled import Compiled, TooLarge
 from gemma_train.planning.cost import CostConfig
@@ -48,22 +51,23 @@ class Task:
         """Compile, in this process, and tell all that the tables want."""
         config = config_of(self.name, self.layers)
         slices = Slices.named(config.mesh.topology, config.mesh.slices)
-        found, tried = compile_for(config, slices) if self.kind == "plan" else None, 1
+        found, tried, failed = compile_for(config, slices) if self.kind == "plan" else None, 1, ()
         if self.kind != "plan":
             # Several compilations a case, of chips that have room: the form that compiles faster.
             config = replace(config, compute=replace(config.compute, scan_neighbours=True))
             lean = find_lean_remat(
                 config,
                 slices,
-                lambda candidate: compile_for(candidate, slices),
+                lambda candidate: _told_on_the_way(candidate, slices),
                 offload=self.kind == "lean_offload",
             )
-            config, tried = lean.config, lean.tried
+            config, tried, failed = lean.config, lean.tried, lean.failed
             found = lean.compiled if lean.fits else None
         return vars(self) | {
             "versions": {name: version(name) for name in ("jax", "libtpu")},
             "commit": commit(),
             "tried": tried,
+            "failed": [one.message for one in failed],
             "process_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
             "step": told(config, slices, found),
         }
@@ -73,6 +77,25 @@ class Task:
         command = [sys.executable, "-m", "benchmarks.pod_compile", "--task", json.dumps(vars(self))]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         return json.loads(done.stdout.splitlines()[-1])
+
+
+def _told_on_the_way(config: RunConfig, slices: Slices) -> Compiled | TooLarge:
+    """Compiled, with a line on standard error: a search takes many times as long."""
+    compute = config.compute
+    if compute.remat == "full":
+        what = "full remat"
+    else:
+        what = f"saved {' '.join(compute.saved)}; offloaded {' '.join(compute.offloaded) or 'none'}"
+    print(f"{config.folder}: {what}", file=sys.stderr)
+    try:
+        found = compile_for(config, slices)
+    except jax.errors.JaxRuntimeError as error:
+        print(f"    failed: {error}", file=sys.stderr)
+        raise
+    needed = found.peak_bytes if isinstance(found, Compiled) else found.needed_bytes
+    share = f"{needed / GB:.2f} GB, {needed / slices.chip.hbm_bytes:.0%} of HBM"
+    print(f"    {type(found).__name__}: {share}, {duration(found.seconds)}", file=sys.stderr)
+    return found
 
 
 def told(config: RunConfig, slices: Slices, found: Compiled | TooLarge | None) -> Result | None:
@@ -184,7 +207,7 @@ def main() -> int:
     if arguments.write:
         page = arguments.write.read_text()
         for name, table in tables.items():
-            page = pod_tables.replaced(page, name, table)
+            page = replaced(page, name, table)
         arguments.write.write_text(page)
     failures = [line for case in cases for line in pod_tables.failures(case)]
     for line in failures:

@@ -1,9 +1,9 @@
 """The tables of docs/pods.md, as Markdown, from what `benchmarks/pod_compile.py` found."""
 
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from benchmarks.pages import markdown
 from benchmarks.pod_cases import (
     ALL_GATHER_LIMIT,
     ALL_REDUCE_LIMIT,
@@ -21,7 +21,7 @@ def cases(results: Iterable[Result]) -> str:
     """Ours beside MaxText's and the sketch's, each figure with its limit where it has one."""
     head = ("case", "of one chip", "MaxText", "sketch", "ours", "ours / MaxText", "limit", "")
     rows = [row for result in results for row in _case(result)]
-    return _table(head, rows) + _origin(results)
+    return markdown(head, rows) + _origin(results)
 
 
 def _case(result: Result) -> list[tuple[str, ...]]:
@@ -77,15 +77,17 @@ def _compared(
 
 def lean(results: Iterable[Result]) -> str:
     """The policy of least recomputation that fits 90 % of a chip, without and with the host."""
-    head = ("case", "host", "policy", "peak GB", "of HBM", "recomputed", "on the host", "compiled")
-    return _table(head, map(_lean, results)) + _origin(results)
+    head = ("case", "host", "policy", "peak GB", "of HBM", "recomputed", "on the host")
+    head += ("step, estimated", "compiled")
+    return markdown(head, map(_lean, results)) + _origin(results)
 
 
 def _lean(result: Result) -> tuple[str, ...]:
     step, host = result["step"], "yes" if result["kind"] == "lean_offload" else "no"
     if step is None:
-        return (result["name"], host, "none fits", "", "", "", "", str(result["tried"]))
+        return (result["name"], host, "none fits", *[""] * 5, str(result["tried"]))
     policy = [step["remat"], *step["saved"], *(f"{name} (host)" for name in step["offloaded"])]
+    failed = f", {len(result['failed'])} failed" if result["failed"] else ""
     return (
         result["name"],
         host,
@@ -94,7 +96,8 @@ def _lean(result: Result) -> tuple[str, ...]:
         f"{step['peak_bytes'] / step['hbm_bytes']:.0%}",
         f"{step['recomputed']:.1%}",
         transfer(step["offloaded_bytes"]) if step["offloaded"] else "",
-        str(result["tried"]),
+        moment(step["step_seconds"]),
+        str(result["tried"]) + failed,
     )
 
 
@@ -102,7 +105,7 @@ def table_2(results: Iterable[Result]) -> str:
     """The runs of the report: what a chip holds, and how long a step would take."""
     head = ("run", "chips", "replica x data x seq", "peak GB", "of HBM", "gates")
     head += ("step, estimated", "MFU, estimated", "run", "compiled in", "process GB")
-    return _table(head, map(_run, results)) + _origin(results)
+    return markdown(head, map(_run, results)) + _origin(results)
 
 
 def _run(result: Result) -> tuple[str, ...]:
@@ -139,19 +142,7 @@ def collectives(results: Iterable[Result]) -> str:
                 sizes = (transfer(total[name]) for name in ("step_bytes", "step_wire_bytes"))
                 words = (total[name] for name in names)
                 rows.append((result["name"], *words, count(total["executions"]), *sizes))
-    return _table(head, rows) + _origin(results)
-
-
-def replaced(page: str, name: str, table: str) -> str:
-    """The page with what stands between <!-- name --> and <!-- end of name --> replaced.
-
-    Raises `ValueError` where the page has no such place.
-    """
-    pattern = re.compile(f"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
-    page, places = pattern.subn(lambda found: f"{found[1]}\n{table}\n\n{found[2]}", page)
-    if places != 1:
-        raise ValueError(f"the page has {places} places between <!-- {name} --> and its end")
-    return page
+    return markdown(head, rows) + _origin(results)
 
 
 def _figures(step: Result) -> Figures:
@@ -188,8 +179,3 @@ def _origin(results: Iterable[Result]) -> str:
         f"jax {jax}, libtpu {libtpu}, commit {commit}" for jax, libtpu, commit in sorted(made)
     )
     return f"\n\n{told}. GB are 10^9 bytes."
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -12,7 +12,7 @@ from typing import Any
 
 from etils import epath
 
-from gemma_train import samplers, storage
+from gemma_train import storage
 from gemma_train.data.pipeline import DataConfig, TokenSource
 from gemma_train.definition import load_definition
 from gemma_train.errors import UserError, require
@@ -24,7 +24,7 @@ from gemma_train.model.config import ComputeConfig, GemmaConfig
 from gemma_train.model.sizes import GEMMA3_1B
 from gemma_train.optimizer import OptimizerConfig
 from gemma_train.run_files import RECORD
-from gemma_train.samplers import Counts, Dense, Gumbel, Multinomial, Priority, TopK
+from gemma_train.samplers import Counts, Dense, Gumbel, Multinomial, Priority, TopK, size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +68,30 @@ class RunConfig:
             f"data.batch_rows is {rows}: it must be a multiple of "
             f"mesh.replica x mesh.data x accumulation = {parts}",
         )
+        kept, vocabulary = self.candidates, self.model.vocabulary
+        require(
+            kept <= vocabulary,
+            f"loss.sampler.candidates is {kept}, more than the vocabulary's {vocabulary}: "
+            "choose fewer",
+        )
+        self._check_untaught()
+
+    def _check_untaught(self) -> None:
+        """Rows that learn from the text alone need a store that is silent, and a loss of theirs."""
+        loss, untaught = self.loss, [s.path for s in self.data.train if s.weight and not s.taught]
+        if not isinstance(loss, Distillation) or not untaught:
+            return
+        require(
+            isinstance(loss.teacher, Stored),
+            f"source {untaught[0]!r} has taught=False, which a teacher in the step does not heed: "
+            "store its targets (loss.teacher=Stored(...))",
+        )
+        require(
+            loss.is_mixed or loss.hard_label_weight > 0.0,
+            f"source {untaught[0]!r} has taught=False and would learn nothing, for "
+            f"loss.temperature is {loss.temperature} and loss.student {loss.student!r}: set them "
+            "to 1 and 'full', or loss.hard_label_weight above 0",
+        )
 
     @property
     def step_tokens(self) -> int:
@@ -79,13 +103,7 @@ class RunConfig:
         """A teacher's candidates of each position; 0 where the text is the target."""
         if not isinstance(self.loss, Distillation):
             return 0
-        return samplers.size(self.loss.sampler, self.model.vocabulary)
-
-    @property
-    def stored_candidates(self) -> int:
-        """Those that come with a batch; an online teacher's do not."""
-        stored = isinstance(self.loss, Distillation) and isinstance(self.loss.teacher, Stored)
-        return self.candidates if stored else 0
+        return size(self.loss.sampler, self.model.vocabulary)
 
 
 # A run to show the fields of: `gemma-train train --help`.
@@ -109,6 +127,8 @@ RESUMABLE_CHANGES = {
     "compute.offloaded",
     "compute.scan_neighbours",
     "loss.chunk",
+    "loss.teacher.folder",
+    "loss.teacher.sharding",
     "data.read_threads",
     "data.prefetch_batches",
     "data.worker_processes",

@@ -27,5 +27,9 @@ def load_definition[Kind](file: str, name: str, kind: type[Kind]) -> Kind:
         raise UserError(f"{name} {file!r}, line {line}: {told}{error}") from None
     found = scope.get(name)
     if not isinstance(found, kind):
-        raise UserError(f"{name} {file!r} does not end in `{name} = {kind.__name__}(...)`")
+        others = ", ".join(other for other, value in scope.items() if isinstance(value, kind))
+        raise UserError(
+            f"{name} {file!r} does not end in `{name} = {kind.__name__}(...)`"
+            + (f"; it has {others}" if others else "")
+        )
     return found

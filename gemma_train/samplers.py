@@ -38,7 +38,7 @@ class TopK(_Sized):
 
 @dataclass(frozen=True, kw_only=True)
 class Gumbel(_Sized):
-    """Drawn from p without replacement (the largest log p + Gumbel noise), p renormalised over S."""
+    """Drawn from p without replacement (largest log p + Gumbel noise), p renormalised over S."""
 
 
 @dataclass(frozen=True, kw_only=True)

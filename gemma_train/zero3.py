@@ -17,6 +17,7 @@ from gemma_train.axes import SPLIT_AXES
 
 # Dimensions that are never split: the scan over layers slices the first.
 WHOLE = "l"
+LANES = 128  # numbers in a row of a TPU's tiles
 
 
 def split(letters: str, shape: tuple[int, ...], axis_sizes: Mapping[str, int]) -> PartitionSpec:
@@ -94,16 +95,18 @@ def gather(weight: jax.Array, dtype: jax.typing.DTypeLike, *, keep: int | None =
     for axis in reversed(_dealt(mesh.shape)):
         for number, axes in enumerate(dimensions):
             if axis in axes and number != keep:
-                weight = _hop(weight, axis, number)
+                weight = _hop(weight, axis, number, flat=keep is None)
     return weight
 
 
-def _hop(weight: jax.Array, axis: str, number: int) -> jax.Array:
+def _hop(weight: jax.Array, axis: str, number: int, *, flat: bool) -> jax.Array:
     """Make a dimension whole over the innermost axis that splits it.
 
     The devices of the axis are made a dimension of their own, in front of the others: on TPU the
     transpose of that is a reduce-scatter. A dimension among the two that are tiled is scattered
-    only where its part is a multiple of 256: else XLA sums all of it, and throws most away.
+    only where its part is a multiple of 256: else XLA sums all of it, and throws most away. For the
+    same reason what lies behind it is made `flat` where another dimension stays split: XLA would
+    put the devices back among the tiled two, next to the one that they come from.
     """
     mesh, dimensions = jax.sharding.get_abstract_mesh(), axes_of(weight)
     outer, devices = dimensions[number][:-1], mesh.shape[axis]
@@ -119,14 +122,30 @@ def _hop(weight: jax.Array, axis: str, number: int) -> jax.Array:
         with_in_place(dimensions, *([outer] if outer else []), [axis], []),
     )
     place = number + len(before)
-    in_front = jnp.moveaxis(apart, place, 0)
-    rows = _rows_joined(in_front)
+    beside = [n for n, axes in enumerate(axes_of(apart)) if axes and n != place]
+    flat = flat and len(beside) == 1 and not outer and _part_size(apart) % LANES == 0
+    moved = [place, *beside] if flat else [place]
+    in_front = jnp.moveaxis(apart, moved, range(len(moved)))
+    rows = _in_lanes(in_front) if flat else _rows_joined(in_front)
     spec, rest = jax.typeof(rows).sharding.spec, axes_of(rows)[1:]
     together = reshard(rows, _spec([[], *rest], {*spec.reduced, axis}))
     together = _reshaped(together, in_front.shape, [[], *axes_of(in_front)[1:]])
     return _reshaped(
-        jnp.moveaxis(together, 0, place), weight.shape, with_in_place(dimensions, outer)
+        jnp.moveaxis(together, range(len(moved)), moved),
+        weight.shape,
+        with_in_place(dimensions, outer),
     )
+
+
+def _part_size(weight: jax.Array) -> int:
+    """Numbers of a weight on one device."""
+    return math.prod(jax.typeof(weight).sharding.shard_shape(weight.shape))
+
+
+def _in_lanes(weight: jax.Array) -> jax.Array:
+    """The dimensions behind the first as rows of lanes; of these, only the second is split."""
+    devices, axes = weight.shape[0], axes_of(weight)[:2]
+    return _reshaped(weight, (devices, weight.size // devices // LANES, LANES), [*axes, []])
 
 
 def _rows_joined(weight: jax.Array) -> jax.Array:

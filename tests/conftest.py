@@ -28,6 +28,35 @@ def mesh_of():
 
 
 @pytest.fixture(scope="session")
+def run_on_chips():
+    """Makes of a model and a mesh of TPUs a function: the run of it, changed by dotted names."""
+    from gemma_train.config import DataConfig, RunConfig, TokenSource
+    from gemma_train.planning.fitting import changed_config
+
+    def make(model, mesh, *, length: int, rows: int, **fields):
+        run = RunConfig(
+            folder="runs/pod",
+            model=model,
+            data=DataConfig(
+                tokenizer="none",
+                train=(TokenSource(path="none"),),
+                sequence_length=length,
+                batch_rows=rows,
+            ),
+            mesh=mesh,
+            **fields,
+        )
+
+        def changed(**changes) -> RunConfig:
+            """A dot is written as two underscores."""
+            return changed_config(run, {n.replace("__", "."): v for n, v in changes.items()})
+
+        return changed
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def mesh_of_chips():
     """Makes the mesh of a MeshConfig over the TPU chips that it names, which are not there."""
     from gemma_train.mesh import make_mesh

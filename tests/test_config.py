@@ -4,8 +4,19 @@ from pathlib import Path
 import pytest
 
 from gemma_train import config as configs
-from gemma_train.config import OptimizerConfig, differences, load, read_record, record
+from gemma_train.config import (
+    Dense,
+    Distillation,
+    Online,
+    OptimizerConfig,
+    TopK,
+    differences,
+    load,
+    read_record,
+    record,
+)
 from gemma_train.data.recipe import load_recipe
+from gemma_train.errors import UserError
 from gemma_train.model import sizes
 from gemma_train.zero3 import split
 
@@ -15,7 +26,7 @@ NAMES = vars(configs)
 
 def test_there_is_a_config_for_the_quickstart_and_for_each_published_size():
     published = {name.lower() for name in dir(sizes) if name.startswith("GEMMA")}
-    assert {file.stem for file in FILES} == {"quickstart", *published}
+    assert {file.stem for file in FILES} == {"quickstart", "distilled_quickstart", *published}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -30,7 +41,7 @@ def test_a_config_is_restored_from_its_repr_and_from_its_record(file, tmp_path):
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_a_config_trains_the_size_it_is_named_after_on_a_mesh_that_splits_it(file):
     config = load(str(file))
-    if file.stem == "quickstart":
+    if file.stem.endswith("quickstart"):
         return
     assert config.model == getattr(sizes, file.stem.upper())
     axes = config.mesh.axis_sizes
@@ -58,7 +69,8 @@ def test_gemma_3_has_the_mesh_and_the_tokens_of_its_report(stem, replica, data, 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_the_data_of_a_config_is_what_the_recipe_of_its_name_writes(file):
     config = load(str(file))
-    recipe = load_recipe(str(file.parents[1] / f"data_recipes/{file.stem.split('_')[0]}.py"))
+    name = file.stem.removeprefix("distilled_").split("_")[0]
+    recipe = load_recipe(str(file.parents[1] / f"data_recipes/{name}.py"))
     tokenizer = recipe.tokenizer
     path = tokenizer if isinstance(tokenizer, str) else tokenizer.path
     assert path == config.data.tokenizer
@@ -76,3 +88,30 @@ def test_differences_name_the_field_and_leave_out_what_does_not_change_learning(
         folder="elsewhere",
     )
     assert differences(config, other) == ["optimizer.peak_lr was 0.008, is 1.0"]
+
+
+def test_a_sampler_of_more_tokens_than_there_are_is_refused():
+    config = load(str(FILES[-1]))
+    small = replace(config, model=replace(config.model, vocabulary=256))
+
+    def distilled(sampler):
+        loss = Distillation(teacher=Online(weights="nowhere"), sampler=sampler)
+        return replace(small, loss=loss)
+
+    assert distilled(TopK(candidates=256)).loss.sampler.candidates == 256
+    assert distilled(Dense()).loss.sampler == Dense()
+    with pytest.raises(UserError, match="candidates is 257, more than the vocabulary's 256"):
+        distilled(TopK(candidates=257))
+
+
+def test_a_source_that_is_not_taught_asks_for_a_store_and_a_loss_of_the_text():
+    config = load(str(FILES[0].parent / "distilled_quickstart.py"))
+    sources = (replace(config.data.train[0], taught=False), config.data.train[0])
+    data = replace(config.data, train=sources)
+    assert replace(config, data=data).data.train[0].taught is False
+    with pytest.raises(UserError, match=r"has taught=False, which a teacher in the step does not"):
+        replace(config, data=data, loss=replace(config.loss, teacher=Online(weights="x")))
+    for change in ({"temperature": 2.0}, {"student": "candidates"}):
+        with pytest.raises(UserError, match="has taught=False and would learn nothing"):
+            replace(config, data=data, loss=replace(config.loss, **change))
+        replace(config, data=data, loss=replace(config.loss, **change, hard_label_weight=0.1))

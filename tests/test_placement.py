@@ -26,7 +26,7 @@ def test_one_process_needs_every_row_once(mesh, mesh_of):
 @pytest.mark.parametrize("mesh", MESHES)
 def test_a_placed_batch_is_the_batch_split_by_rows_and_positions(mesh, mesh_of):
     rows, length = 16, 8
-    batch = numbered(rows, length)
+    batch = numbered(rows, length, 3)
     replica, data, seq = mesh
     with mesh_of(*mesh):
         placed = place(batch, jax.sharding.get_mesh(), rows)
@@ -35,18 +35,22 @@ def test_a_placed_batch_is_the_batch_split_by_rows_and_positions(mesh, mesh_of):
         assert found.dtype == array.dtype
         np.testing.assert_array_equal(found, array)
         for shard in found.addressable_shards:
-            assert shard.data.shape == (rows // (replica * data), length // seq)
+            part = (rows // (replica * data), length // seq, 3)
+            assert shard.data.shape == part[: array.ndim]
             np.testing.assert_array_equal(shard.data, array[shard.index])
     assert isinstance(placed, Batch)
 
 
 @pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 2)])
-def test_an_abstract_batch_is_a_placed_one_without_its_numbers(mesh, mesh_of):
+@pytest.mark.parametrize("candidates", [0, 3])
+def test_an_abstract_batch_is_a_placed_one_without_its_numbers(mesh, candidates, mesh_of):
     with mesh_of(*mesh):
-        placed = place(numbered(16, 8), jax.sharding.get_mesh(), 16)
-        abstract = abstract_batch(jax.sharding.get_mesh(), 16, 8)
+        placed = place(numbered(16, 8, candidates), jax.sharding.get_mesh(), 16)
+        abstract = abstract_batch(jax.sharding.get_mesh(), 16, 8, candidates)
     assert jax.tree.structure(placed) == jax.tree.structure(abstract)
     for name, array in vars(placed).items():
+        if array is None:
+            continue
         like = getattr(abstract, name)
         assert isinstance(like, jax.ShapeDtypeStruct)
         assert (like.shape, like.dtype) == (array.shape, array.dtype), name

@@ -8,12 +8,17 @@ import numpy as np
 from gemma_train.data.example import Batch
 
 
-def numbered(rows: int, length: int) -> Batch:
+def numbered(rows: int, length: int, candidates: int = 0) -> Batch:
     """A batch in which every number is of one place in one array only."""
     names = [f"{name}_bt" for name in ("tokens", "targets", "positions", "segments", "weights")]
     count = np.arange(rows * length).reshape(rows, length)
     arrays = {name: np.int32(count + 1000 * i) for i, name in enumerate(names)}
-    return Batch(**{**arrays, "weights_bt": np.float32(arrays["weights_bt"])})
+    arrays["weights_bt"] = np.float32(arrays["weights_bt"])
+    if candidates:
+        count = np.arange(rows * length * candidates).reshape(rows, length, candidates)
+        arrays["candidates_btq"] = np.int32(count + 5000)
+        arrays["probabilities_btq"] = np.float32(count + 9000)
+    return Batch(**arrays)
 
 
 def main(address: str, number: int) -> None:
@@ -26,7 +31,7 @@ def main(address: str, number: int) -> None:
     jax.distributed.initialize(address, num_processes=2, process_id=number)
     start_runtime(MeshConfig(runtime="many_processes"))  # finds the runtime started already
     rows, length = 16, 8
-    batch = numbered(rows, length)
+    batch = numbered(rows, length, 3)
     for replica, data, seq, share in ((1, 8, 1, 8), (2, 2, 2, 8), (1, 4, 2, 8), (1, 1, 8, 16)):
         mesh = make_mesh(MeshConfig(replica=replica, data=data, seq=seq))
         needed = needed_rows(mesh, rows)
@@ -35,7 +40,7 @@ def main(address: str, number: int) -> None:
         placed = place(own, mesh, rows)
         for name, array in vars(batch).items():
             found = getattr(placed, name)
-            assert found.shape == (rows, length)
+            assert found.shape == (rows, length, 3)[: array.ndim]
             assert len(found.addressable_shards) == 4
             for shard in found.addressable_shards:
                 np.testing.assert_array_equal(shard.data, array[shard.index])

@@ -1,7 +1,7 @@
 """`gemma-train VERB ...`: finds the verb, builds its arguments with tyro, and ends with one line.
 
-Each verb's module is imported only when it is called for. Exit codes: 0 done, 2 the user's mistake
-(one line on standard error, no traceback), 130 stopped at once.
+Each verb's module is imported only when it is called for. Exit codes: 0 done, 1 a run of a sweep
+failed, 2 the user's mistake (one line on standard error, no traceback), 130 stopped at once.
 """
 
 import contextlib
@@ -21,7 +21,9 @@ USAGE = """usage: gemma-train VERB ...
   tokenizer RECIPE     train the tokenizer that a recipe of data_recipes/ describes
   prepare RECIPE       turn a recipe's texts into token datasets
   train CONFIG         pretrain: run a config of configs/, or go on where it stopped
+  teacher CONFIG       run a config's teacher over its rows, and store what it says
   plan CONFIG          compile a config's step for a TPU pod: memory, traffic, days, cost
+  sweep FILE           run the named runs of a sweep: tables and a plot with intervals over seeds
   evaluate RUN         the held-out loss of a run, beside the unigram entropy
   sample MODEL         continue prompts with a run's newest checkpoint, or imported weights
   report RUN           write a run's curves and config as one HTML page
@@ -29,7 +31,7 @@ USAGE = """usage: gemma-train VERB ...
   inspect PATH         what a folder of weights, or a GGUF file, holds
 
 gemma-train VERB --help shows what a verb takes; gemma-train train --help shows every field of a
-config, each of which train and plan take as a flag: --optimizer.peak-lr 3e-4
+config, each of which train, teacher and plan take as a flag: --optimizer.peak-lr 3e-4
 """
 
 
@@ -44,7 +46,7 @@ def run(arguments: list[str]) -> int:
         print(USAGE, end="")
         return 0 if arguments else 2
     try:
-        _verb(arguments[0])(arguments[1:])
+        return _verb(arguments[0])(arguments[1:]) or 0
     except UserError as error:
         return _failed(str(error))
     except BrokenPipeError:
@@ -59,11 +61,10 @@ def run(arguments: list[str]) -> int:
         if "No space left on device" not in str(error):
             raise
         return _failed(NO_SPACE)
-    return 0
 
 
-def _verb(name: str) -> Callable[[list[str]], None]:
-    """The function of a verb, from the command line's words after it."""
+def _verb(name: str) -> Callable[[list[str]], int | None]:
+    """The function of a verb, from the command line's words after it; it may give an exit code."""
     match name:
         case "tokenizer":
             from gemma_train.commands import tokenizer
@@ -75,8 +76,14 @@ def _verb(name: str) -> Callable[[list[str]], None]:
             return lambda words: prepare.run(_parse(prepare.PrepareArguments, words, name))
         case "train":
             return _train
+        case "teacher":
+            return _teacher
         case "plan":
             return _plan
+        case "sweep":
+            from gemma_train.commands import sweep
+
+            return lambda words: sweep.run(_parse(sweep.SweepArguments, words, name))
         case "evaluate":
             from gemma_train.commands import evaluate
 
@@ -112,6 +119,28 @@ def _train(words: list[str]) -> None:
         _from_flags(config.RunConfig, ["--help"], "train CONFIG", config.EXAMPLE)
     else:
         raise UserError("train needs a config: gemma-train train configs/quickstart.py")
+
+
+def _teacher(words: list[str]) -> None:
+    """`teacher CONFIG [--writer K] [--field value ...]`: its own flags beside the config's."""
+    from gemma_train import config
+    from gemma_train.commands import teacher
+
+    own = teacher.TeacherArguments()
+    if words and not words[0].startswith("-"):
+        words = [word for flag in words for word in _switched(flag)]
+        default = config.load(words[0])
+        arguments, run = _both_from_flags(own, default, words[1:], f"teacher {words[0]}")
+        teacher.run(run, arguments)
+    elif "--help" in words or "-h" in words:
+        _both_from_flags(own, config.EXAMPLE, ["--help"], "teacher CONFIG")
+    else:
+        raise UserError("teacher needs a config: gemma-train teacher configs/distilled.py")
+
+
+def _switched(word: str) -> tuple[str, ...]:
+    """A switch of `teacher` with its value, which a config's flags always have."""
+    return (word, "True") if word in ("--dry-run", "--verify") else (word,)
 
 
 def _plan(words: list[str]) -> None:

@@ -21,6 +21,7 @@ from gemma_train.planning.lean_remat import find_lean_remat
 from gemma_train.planning.plan import as_data, compile_for, make_plan
 from gemma_train.planning.slices import Slices
 from gemma_train.planning.topology import NoCompiler
+from gemma_train.teachers.online import with_teacher_model
 
 PLAIN = {"markup": False, "highlight": False, "soft_wrap": True}
 
@@ -53,6 +54,7 @@ def run(config: RunConfig, arguments: PlanArguments, source: str) -> None:
     for file in (arguments.json, arguments.html):
         if file is not None:
             storage.existing(str(storage.path(file).parent), "folder of the plan")
+    config = with_teacher_model(config)
     slices = Slices.named(config.mesh.topology, config.mesh.slices)
     slices.check(config.mesh)
     console = Console()

@@ -7,6 +7,7 @@ from typing import Literal
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import PartitionSpec, reshard
 
 from gemma_train import storage
 from gemma_train.config import differences
@@ -83,22 +84,41 @@ def load_model(
 
 
 def load(
-    weights: Weights, compute: ComputeConfig, dtype: Literal["float32", "bfloat16"] = "float32"
+    weights: Weights,
+    compute: ComputeConfig,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    *,
+    whole: bool = False,
 ) -> Gemma:
     """The model on the mesh in force, parameters in `dtype`; one leaf at a time in host memory.
 
-    A run's parameters go from its checkpoint to their devices; of other formats every process
-    reads every tensor.
+    Split by the rule or, if asked, `whole` on every device. A run's parameters go from its
+    checkpoint to their devices; of other formats every process reads every tensor.
     """
     _ = weights.dtype  # a mixture is refused
-    like = abstract(lambda: Gemma(weights.config, compute, nnx.Rngs(0)))
-    like = jax.tree.map(lambda leaf: leaf.update(dtype=dtype), like)
+    like = abstract(lambda: untrained(weights.config, compute, dtype, whole=whole))
     if weights.step is not None:
         return run_folder.restore(storage.path(weights.source), weights.step, like)
     leaves = stacked(weights.parameters, weights.config)
     return from_paths(
         {name: _put(leaves[name], leaf) for name, leaf in by_path(like).items()}, like
     )
+
+
+def untrained(
+    config: GemmaConfig,
+    compute: ComputeConfig,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    *,
+    whole: bool = False,
+) -> Gemma:
+    """The model that `load` would give, its parameters drawn: for their types."""
+
+    def kept(leaf: jax.Array) -> jax.Array:
+        leaf = leaf.astype(dtype)
+        return reshard(leaf, PartitionSpec(*(None,) * leaf.ndim)) if whole else leaf
+
+    return jax.tree.map(kept, Gemma(config, compute, nnx.Rngs(0)))
 
 
 def named(model: Gemma, format: Literal["hf", "gemma"]) -> dict[str, np.ndarray]:

@@ -54,6 +54,14 @@ class Schedule:
         component = int(self._component[row])
         return component, period * int(self._quota[component]) + int(self._rank[row])
 
+    def places(self, component: int, rows: int, most: int) -> np.ndarray:
+        """Which of the first `rows` rows are a component's, in turn; the first `most` of them."""
+        size = self._component.size
+        within = np.flatnonzero(self._component == component)
+        periods = min(-(-rows // size), -(-most // within.size))
+        found = (np.arange(periods)[:, None] * size + within).reshape(-1)[:most]
+        return found[found < rows]
+
 
 def _earliest_deadline_first(quota: Sequence[int]) -> np.ndarray:
     """Component of each row in a period, int32[sum(quota)].

@@ -22,7 +22,13 @@ from gemma_train import storage
 from gemma_train.data.example import Batch, Row, padding
 from gemma_train.data.mixture import Schedule, quotas
 from gemma_train.data.rows import Rows
-from gemma_train.data.shards import TokenDataset, check_tokenizer, check_vocabulary
+from gemma_train.data.shards import (
+    TokenDataset,
+    check_tokenizer,
+    check_vocabulary,
+    sidecar_sha256,
+)
+from gemma_train.data.teacher_store.reading import TaughtRows, TeacherStore
 from gemma_train.errors import require
 
 
@@ -32,6 +38,7 @@ class TokenSource:
 
     path: str  # folder of a dataset that gemma-train prepare wrote, such as data/quickstart/train
     weight: float = 1.0  # share of the rows, relative to the other sources; 0 leaves it out
+    taught: bool = True  # whether a distilled run's teacher speaks of its rows, or the text alone
 
     def __post_init__(self):
         require(
@@ -93,20 +100,50 @@ class Batches(Iterator[Batch]):
         self.close()
 
 
-def batches(config: DataConfig, *, start_row: int, batch_indices: Sequence[int]) -> Batches:
+def batches(
+    config: DataConfig,
+    *,
+    start_row: int,
+    batch_indices: Sequence[int],
+    teacher: TeacherStore | None = None,
+) -> Batches:
     """Endless training batches: the k-th has rows start_row + k * batch_rows + batch_indices.
 
     `batch_indices` are the rows of the global batch that this process needs, in the order wanted;
-    a single process passes range(batch_rows). Raises `UserError` for datasets that are missing,
-    damaged or made with another tokenizer.
+    a single process passes range(batch_rows). With a `teacher`, its candidates come with the rows
+    of the sources that are taught. Raises `UserError` for datasets that are missing, damaged or
+    made with another tokenizer, and for targets that are.
     """
     require(start_row >= 0, f"start_row is {start_row}: must be 0 or more")
     source = _BatchSource(
-        rows=_training_rows(config),
+        rows=training_rows(config, teacher),
         first_row=start_row,
         batch_rows=config.batch_rows,
         batch_indices=tuple(batch_indices),
         batches=(sys.maxsize - start_row) // config.batch_rows,
+        length=config.sequence_length,
+        candidates=teacher.codec.candidates if teacher else 0,
+    )
+    return _read_ahead(source, config)
+
+
+def listed_batches(
+    config: DataConfig,
+    paths: Sequence[str],
+    rows: np.ndarray,
+    *,
+    batch_rows: int,
+    batch_indices: Sequence[int],
+) -> Batches:
+    """The listed rows in order, once: int [n, 2] of (place in `paths`, row of that dataset).
+
+    The last batch is filled with rows of weight 0. `batch_indices` and errors as in `batches`.
+    """
+    source = _BatchSource(
+        rows=_ListedRows(_open(paths, config), rows),
+        batch_rows=batch_rows,
+        batch_indices=tuple(batch_indices),
+        batches=-(-len(rows) // batch_rows),
         length=config.sequence_length,
     )
     return _read_ahead(source, config)
@@ -166,12 +203,13 @@ class _BatchSource:
     batch_indices: tuple[int, ...]
     batches: int
     length: int
+    candidates: int = 0  # of a teacher, at each position
 
     def __len__(self) -> int:
         return self.batches
 
     def __getitem__(self, index: int) -> Batch:
-        batch = padding(len(self.batch_indices), self.length)
+        batch = padding(len(self.batch_indices), self.length, self.candidates)
         first = self.first_row + index * self.batch_rows
         for slot, offset in enumerate(self.batch_indices):
             self.rows.fill(first + offset, batch.row(slot))
@@ -179,16 +217,39 @@ class _BatchSource:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _TrainingRows:
+class TrainingRows:
     """The endless stream: which component's turn it is, and which of its rows."""
 
     components: list[Rows]
     orders: list[grain.MapDataset]  # of row numbers; shuffling the rows themselves costs 45 us each
     schedule: Schedule
+    teachers: list[TaughtRows | None]  # of each component
 
     def fill(self, index: int, row: Row) -> None:
         component, turn = self.schedule[index]
-        self.components[component].fill(self.orders[component][turn], row)
+        number = self.orders[component][turn]
+        self.components[component].fill(number, row)
+        if teacher := self.teachers[component]:
+            teacher.fill(number, row)
+
+    def first_epoch(self, component: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
+        """(places, numbers) of a component's distinct rows among the first `rows` of the stream."""
+        places = self.schedule.places(component, rows, len(self.components[component]))
+        order = self.orders[component]
+        numbers = np.fromiter((order[turn] for turn in range(places.size)), np.int64, places.size)
+        return places, numbers
+
+
+class _ListedRows:
+    """Rows of some datasets as listed; what follows stays padding."""
+
+    def __init__(self, datasets: list[Rows], listed: np.ndarray):
+        self._datasets, self._listed = datasets, listed
+
+    def fill(self, index: int, row: Row) -> None:
+        if index < len(self._listed):
+            dataset, number = self._listed[index].tolist()
+            self._datasets[dataset].fill(number, row)
 
 
 class _HeldOutRows:
@@ -210,7 +271,8 @@ class _HeldOutRows:
             self._datasets[dataset].fill(chosen - self._starts[dataset], row)
 
 
-def _training_rows(config: DataConfig) -> _TrainingRows:
+def training_rows(config: DataConfig, teacher: TeacherStore | None = None) -> TrainingRows:
+    """The stream of a config's rows, with their targets where there is a store of them."""
     used = [(index, source) for index, source in enumerate(config.train) if source.weight]
     components = _open([source.path for _, source in used], config)
     orders = []
@@ -219,7 +281,13 @@ def _training_rows(config: DataConfig) -> _TrainingRows:
         seed = int(np.random.SeedSequence((config.shuffle_seed, index)).generate_state(1)[0])
         orders.append(grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat())
     schedule = Schedule(quotas([source.weight for _, source in used]))
-    return _TrainingRows(components=components, orders=orders, schedule=schedule)
+    teachers = [
+        teacher.rows_of(source.path, sidecar_sha256(source.path))
+        if teacher and source.taught
+        else None
+        for _, source in used
+    ]
+    return TrainingRows(components=components, orders=orders, schedule=schedule, teachers=teachers)
 
 
 def check(config: DataConfig, vocabulary: int) -> None:

@@ -202,6 +202,11 @@ def read_description(folder: str) -> Description:
         raise UserError(f"{str(sidecar)!r} is garbled ({error}): {_AGAIN}") from None
 
 
+def sidecar_sha256(folder: str) -> str:
+    """The checksum of a dataset's sidecar, and so of all its files: what tells it from others."""
+    return storage.sha256(storage.existing(f"{folder}/{SIDECAR}", "dataset"))
+
+
 def check_tokenizer(folder: str, description: Description, tokenizer: str, sha256: str) -> None:
     """Raise `UserError` unless the dataset was written with the tokenizer of this checksum."""
     require(

@@ -96,20 +96,8 @@ def _tables(
     seen = (
         masks.CausalMask(shape) if window is None else masks.LocalMask(shape, (window - 1, 0), halo)
     )
-    block_q, block_kv = _block(length, BLOCK), _block(keys, BLOCK)
-    computed = _block(block_kv, COMPUTED)
-    sizes = splash.BlockSizes(
-        block_q=block_q,
-        block_kv=block_kv,
-        block_kv_compute=computed,
-        block_q_dkv=block_q,
-        block_kv_dkv=block_kv,
-        block_kv_dkv_compute=computed,
-        block_q_dq=block_q,
-        block_kv_dq=block_kv,
-        use_fused_bwd_kernel=False,
-    )
-    process = partial(_process, masks.MultiHeadMask([seen] * heads), block_q, block_kv, shards)
+    sizes = _block_sizes(length, keys)
+    process = partial(_process, masks.MultiHeadMask([seen] * heads), sizes, shards)
     forward, mask_function = process(mask_info.process_mask)
     by_key, _ = process(mask_info.process_mask_dkv)
     return splash.SplashAttentionKernel(
@@ -127,9 +115,26 @@ def _tables(
     )
 
 
-def _process(seen, block_q: int, block_kv: int, shards: int, by: Callable) -> tuple:
+def _block_sizes(length: int, keys: int) -> splash.BlockSizes:
+    """The same blocks for all three kernels: of `length` queries and of so many keys."""
+    block_q, block_kv = _block(length, BLOCK), _block(keys, BLOCK)
+    computed = _block(block_kv, COMPUTED)
+    return splash.BlockSizes(
+        block_q=block_q,
+        block_kv=block_kv,
+        block_kv_compute=computed,
+        block_q_dkv=block_q,
+        block_kv_dkv=block_kv,
+        block_kv_dkv_compute=computed,
+        block_q_dq=block_q,
+        block_kv_dq=block_kv,
+        use_fused_bwd_kernel=False,
+    )
+
+
+def _process(seen, sizes: splash.BlockSizes, shards: int, by: Callable) -> tuple:
     """Tables in NumPy: jax's own constructor would put them on the mesh in force."""
-    return by(seen, (block_q, block_kv), head_shards=1, q_seq_shards=shards)
+    return by(seen, (sizes.block_q, sizes.block_kv), head_shards=1, q_seq_shards=shards)
 
 
 def _block(length: int, most: int) -> int:

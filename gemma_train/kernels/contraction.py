@@ -40,10 +40,11 @@ def contract_each(letters: str, x: jax.Array, weights: Sequence[jax.Array]) -> l
 
     Weights are split alike and may differ in length along their second axis. On a mesh they are
     gathered as one array and multiplied as one: fewer and larger collectives, and one sum of the
-    gradients by x instead of several arrays of its size. As in
+    gradients by x instead of several arrays of its size. Not where that axis itself is split: to
+    put split parts behind each other moves them between devices. As in
     `contract_each("btd,df->btf", x_btd, (gate_df, up_df))`.
     """
-    if jax.sharding.get_abstract_mesh().size == 1:
+    if jax.sharding.get_abstract_mesh().size == 1 or axes_of(weights[0])[1]:
         return [contract(letters, x, gather(weight, x.dtype)) for weight in weights]
     joined = jnp.concatenate([weight.astype(x.dtype) for weight in weights], axis=1)
     product = jnp.einsum(letters, x, gather(joined, x.dtype))

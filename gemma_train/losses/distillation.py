@@ -14,8 +14,8 @@ import jax.numpy as jnp
 
 from gemma_train.data.example import Batch
 from gemma_train.errors import require
-from gemma_train.kernels.candidates import draw
-from gemma_train.kernels.vocabulary_loss import LossTerms, Targets, vocabulary_loss
+from gemma_train.kernels.vocabulary.candidates import draw
+from gemma_train.kernels.vocabulary.loss import LossTerms, Targets, vocabulary_loss
 from gemma_train.model import Gemma
 from gemma_train.model.config import GemmaConfig
 from gemma_train.samplers import Sampler, TopK
@@ -93,6 +93,7 @@ def taught(teacher: Gemma, batch: Batch, config: Distillation) -> Batch:
     What is drawn depends on the seed, the row's tokens and the position in it alone: on no mesh, no
     order of rows, and not on whether it is drawn in the step or for a store.
     """
+    teacher = jax.lax.stop_gradient(teacher)
     states_btd, _ = teacher(batch.tokens_bt, batch.positions_bt, batch.segments_bt)
     candidates_btq, probabilities_btq = draw(
         states_btd,
@@ -103,11 +104,7 @@ def taught(teacher: Gemma, batch: Batch, config: Distillation) -> Batch:
         soft_cap=teacher.config.final_soft_cap,
         chunk=config.chunk,
     )
-    return replace(
-        batch,
-        candidates_btq=jax.lax.stop_gradient(candidates_btq),
-        probabilities_btq=jax.lax.stop_gradient(probabilities_btq),
-    )
+    return replace(batch, candidates_btq=candidates_btq, probabilities_btq=probabilities_btq)
 
 
 def distillation_loss(
@@ -154,6 +151,19 @@ def distillation_loss(
 def _draws(tokens_bt: jax.Array, seed: int) -> jax.Array:
     """uint32 [b, t]: what the random numbers of each position are drawn from.
 
-    A polynomial hash of the row, mixed with the position: equal rows draw equally.
+    A sum over the row of each token's hash with its place and the seed, hashed with the position:
+    equal rows draw equally, and each place of a row in its own way.
     """
-    raise NotImplementedError
+    place_bt = jax.lax.broadcasted_iota(
+        jnp.uint32, tokens_bt.shape, 1, out_sharding=jax.typeof(tokens_bt).sharding
+    )
+    place_bt = _hashed(place_bt + jnp.uint32(seed * 0x9E3779B9 % 2**32))
+    row_b1 = jnp.sum(_hashed(tokens_bt.astype(jnp.uint32) ^ place_bt), axis=1, keepdims=True)
+    return _hashed(row_b1 + place_bt)
+
+
+def _hashed(x: jax.Array) -> jax.Array:
+    """A bijection of uint32 in which every bit depends on every other (MurmurHash3's last step)."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)

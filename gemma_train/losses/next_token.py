@@ -9,7 +9,7 @@ from jax.sharding import reshard
 from gemma_train.axes import activation
 from gemma_train.data.example import Batch
 from gemma_train.errors import require
-from gemma_train.kernels.vocabulary_loss import LossTerms, Targets, vocabulary_loss
+from gemma_train.kernels.vocabulary.loss import LossTerms, Targets, vocabulary_loss
 from gemma_train.mesh import mesh_of
 from gemma_train.model import Gemma
 from gemma_train.model.packing import checked, packing

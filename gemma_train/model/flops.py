@@ -14,6 +14,11 @@ def parameter_count(config: GemmaConfig) -> int:
     return config.vocabulary * config.width + layers + config.width
 
 
+def forward_flops_per_token(config: GemmaConfig, length: int) -> float:
+    """Of the forward pass alone, logits included, as `training_flops_per_token` counts: a third."""
+    return training_flops_per_token(config, length) / 3.0
+
+
 def training_flops_per_token(config: GemmaConfig, length: int) -> float:
     """Forward and backward, in FLOPs, averaged over a row of `length` tokens of one document.
 

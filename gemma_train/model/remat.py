@@ -71,12 +71,30 @@ def rematerialised(run: Callable, compute: ComputeConfig) -> Callable:
         case "full":
             policy = policies.nothing_saveable
         case "save_named" if compute.offloaded:
-            policy = policies.save_and_offload_only_these_names(
-                names_which_can_be_saved=list(compute.saved),
-                names_which_can_be_offloaded=list(compute.offloaded),
-                offload_src="device",
-                offload_dst="pinned_host",
+            policy = _with_statistics_kept(
+                policies.save_and_offload_only_these_names(
+                    names_which_can_be_saved=list(compute.saved),
+                    names_which_can_be_offloaded=list(compute.offloaded),
+                    offload_src="device",
+                    offload_dst="pinned_host",
+                ),
+                compute,
             )
         case "save_named":
             policy = policies.save_only_these_names(*compute.saved)
     return jax.checkpoint(run, policy=policy)
+
+
+def _with_statistics_kept(policy: Callable, compute: ComputeConfig) -> Callable:
+    """The policy with what is to be offloaded, but is not in the compute dtype, kept on the device.
+
+    That is attention's float32 number for each head and token, beside its output. libtpu 0.0.52
+    does not compile a scan within a scan that brings it back from the host.
+    """
+
+    def kept_or(primitive, *types, **parameters):
+        is_statistic = types and types[0].dtype != compute.dtype
+        offloaded = parameters.get("name") in compute.offloaded
+        return True if offloaded and is_statistic else policy(primitive, *types, **parameters)
+
+    return kept_or

@@ -15,6 +15,8 @@ from jax.sharding import Mesh
 from gemma_train.config import RunConfig
 from gemma_train.placement import abstract_batch
 from gemma_train.silence import silenced_standard_error
+from gemma_train.teachers.online import abstract_teacher
+from gemma_train.teachers.stored import stored_candidates
 from gemma_train.training.state import abstract_state
 from gemma_train.training.step import make_step
 
@@ -27,7 +29,7 @@ class Compiled:
     """A step that compiled. Bytes are those of one chip."""
 
     peak_bytes: int
-    argument_bytes: int  # parameters, moments and batch
+    argument_bytes: int  # parameters, moments, batch and, in the step, a teacher
     program: str  # the compiler's own text, HLO after optimisation
     seconds: float  # that it took
 
@@ -44,11 +46,9 @@ class TooLarge:
 def lower_step(config: RunConfig, mesh: Mesh) -> jax.stages.Lowered:
     """The trainer's step on `mesh`, traced from shapes alone: the program before it is compiled."""
     with jax.set_mesh(mesh):
-        data = config.data
-        batch = abstract_batch(
-            mesh, data.batch_rows, data.sequence_length, config.stored_candidates
-        )
-        step = make_step(config).trace(abstract_state(config), batch)
+        rows, length = config.data.batch_rows, config.data.sequence_length
+        batch = abstract_batch(mesh, rows, length, stored_candidates(config))
+        step = make_step(config).trace(abstract_state(config), batch, abstract_teacher(config))
         platform = mesh.devices.flat[0].platform
         return step.lower(lowering_platforms=(platform,))
 

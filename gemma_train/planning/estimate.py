@@ -7,14 +7,16 @@ models on TPU to hold it against: 55 to 72 % (README of AI-Hypercomputer/maxtext
 
 from dataclasses import dataclass
 
-from gemma_train.config import RunConfig
+from gemma_train.config import Distillation, RunConfig
 from gemma_train.errors import UserError, require
 from gemma_train.metrics.peak import model_flops_utilization, peak_flops
-from gemma_train.model.flops import training_flops_per_token
+from gemma_train.model.config import GemmaConfig
+from gemma_train.model.flops import forward_flops_per_token, training_flops_per_token
 from gemma_train.model.remat import recomputed_flops_per_token
-from gemma_train.planning.memory import FLOAT32, StateBytes, layer_parameters
+from gemma_train.planning.memory import BYTES, FLOAT32, StateBytes, layer_parameters
 from gemma_train.planning.slices import Slices
-from gemma_train.planning.traffic import Traffic, loss_passes
+from gemma_train.planning.traffic import Traffic
+from gemma_train.teachers.online import online, teacher_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +88,7 @@ def estimate_step(
         )
     model_flops = training_flops_per_token(config.model, config.data.sequence_length)
     tokens = config.step_tokens / slices.chips
+    model_flops += teacher_flops(config)
     compute = tokens * (model_flops + recomputed_flops(config) + target_flops(config))
     compute /= peak * assume.compute_efficiency
     hbm = hbm_bytes(config, state) / chip.hbm_bandwidth
@@ -111,6 +114,12 @@ def estimate_step(
     )
 
 
+def inside(model: GemmaConfig) -> int:
+    """Numbers a token that a layer's forward pass moves through memory."""
+    heads = (2 * model.query_heads + 2 * model.key_value_heads) * model.head_dimension
+    return 4 * model.width + heads + 3 * model.hidden
+
+
 def recomputed_flops(config: RunConfig) -> float:
     """FLOPs a token that remat computes twice."""
     return recomputed_flops_per_token(config.model, config.compute, config.data.sequence_length)
@@ -119,8 +128,18 @@ def recomputed_flops(config: RunConfig) -> float:
 def target_flops(config: RunConfig) -> float:
     """FLOPs a token of a teacher's targets: the one-hot products, and a second pass over logits."""
     vocabulary, width = config.model.vocabulary, config.model.width
-    passes = loss_passes(config)
-    return 2.0 * config.candidates * vocabulary + (passes - 1) * 6.0 * vocabulary * width
+    again = _loss_passes(config) - 1
+    return 2.0 * config.candidates * vocabulary + again * 6.0 * vocabulary * width
+
+
+def _loss_passes(config: RunConfig) -> int:
+    return config.loss.passes if isinstance(config.loss, Distillation) else 1
+
+
+def teacher_flops(config: RunConfig) -> float:
+    """FLOPs a token of the forward pass of a teacher in the step."""
+    model = teacher_model(config)
+    return forward_flops_per_token(model, config.data.sequence_length) if model else 0.0
 
 
 def hbm_bytes(config: RunConfig, state: StateBytes) -> float:
@@ -134,11 +153,21 @@ def hbm_bytes(config: RunConfig, state: StateBytes) -> float:
     width = config.compute.bytes
     optimizer = 2 * (state.parameters + state.moments) + 3 * state.gradients
     weights = 7 * layer_parameters(model) * width * model.layers * config.accumulation
-    heads = (2 * model.query_heads + 2 * model.key_value_heads) * model.head_dimension
-    inside = (4 * model.width + heads + 3 * model.hidden) * width
     passes = 6 if config.compute.remat == "none" else 8
-    activations = passes * tokens * model.layers * inside
-    logits = tokens * model.vocabulary * (2 * FLOAT32 + 3 * width) * loss_passes(config)
-    if config.candidates:  # the target: written, its layout changed, read for the loss and gradient
+    activations = passes * tokens * model.layers * inside(model) * width
+    logits = tokens * model.vocabulary * (2 * FLOAT32 + 3 * width) * _loss_passes(config)
+    if config.candidates:  # the target: written, its layout changed, read for loss and gradient
         logits += tokens * model.vocabulary * 5 * width
-    return optimizer + weights + activations + logits
+    return optimizer + weights + activations + logits + _teacher_hbm_bytes(config)
+
+
+def _teacher_hbm_bytes(config: RunConfig) -> float:
+    """A teacher's weights gathered and read, its activations and logits written and read."""
+    teacher, model = online(config), teacher_model(config)
+    if teacher is None or model is None:
+        return 0.0
+    width, tokens = BYTES[teacher.dtype], config.step_tokens / config.mesh.devices
+    times = 1 if teacher.sharding == "whole" else 2
+    weights = times * layer_parameters(model) * width * model.layers * config.accumulation
+    activations = 2 * tokens * model.layers * inside(model) * width
+    return weights + activations + tokens * model.vocabulary * 2 * FLOAT32

@@ -3,7 +3,7 @@
 Each gate stands for a way in which a partitioner goes wrong in silence: a gradient summed whole
 where a part would do, weights gathered before the cast or once too often, logits or table in one
 piece, a sum between slices of more than a shard. Limits follow from the design (zero3.py,
-kernels/vocabulary_loss.py) and from the config; nothing is estimated.
+kernels/vocabulary/loss.py) and from the config; nothing is estimated.
 """
 
 import math
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from gemma_train.config import RunConfig
-from gemma_train.kernels.soft_target import block_length
+from gemma_train.kernels.vocabulary.soft_target import block_length
 from gemma_train.metrics.wording import memory, transfer
 from gemma_train.model.flops import parameter_count
 from gemma_train.planning.collectives import Collective, collectives
@@ -21,11 +21,13 @@ from gemma_train.planning.memory import (
     chip_tokens,
     padded_gradient_bytes,
     state_bytes,
+    summed_scale_bytes,
     table_parts,
 )
 from gemma_train.planning.program import Buffer, Program, read
 from gemma_train.planning.slices import Slices
-from gemma_train.planning.traffic import expected_gathers
+from gemma_train.planning.traffic import expected_gathers, teacher_gathers
+from gemma_train.teachers.online import online, teacher_model
 
 LARGEST_ALL_REDUCE = 64 * 2**20  # bytes of one plain all-reduce inside a scan body
 ALL_REDUCE_SHARE = 0.02  # of the bf16 weights: all plain all-reduces of a step together
@@ -119,13 +121,17 @@ def _is_replica_sum(config: RunConfig, one: Collective) -> bool:
 def float32_gather_gate(config: RunConfig, found: Iterable[Collective]) -> Gate:
     """The largest all-gather of float32: stacked norm scales and a chunk's token weights may be.
 
-    So may the weights of its candidates, where the step computes in float32.
-    A weight that is gathered ahead of its cast travels twice as wide. What is gathered over
+    So may the weights of a chunk's candidates, where the step computes in float32, and the summed
+    gradients of norms, for a sum over all chips of an axis is a scatter and a gather. A weight that
+    is gathered ahead of its cast travels twice as wide. What is gathered over
     replica alone is no weight, for none is split over it: XLA sums large shards between slices in
-    parts, and gathers these within each.
+    parts, and gathers these within each. A teacher may be of float32.
     """
-    model = config.model
-    scales = math.ceil(model.layers / len(model.pattern)) * model.width
+    teacher, own = online(config), config.model
+    models = [model for model in (own, teacher_model(config)) if model]
+    scales = max(math.ceil(model.layers / len(model.pattern)) * model.width for model in models)
+    if teacher is not None and teacher.dtype == "float32":
+        scales = max(model.vocabulary * model.width for model in models[1:])
     chunk = min(config.loss.chunk, chip_tokens(config)) * table_parts(config)
     if config.compute.bytes == FLOAT32:
         chunk *= max(config.candidates, 1)
@@ -138,7 +144,7 @@ def float32_gather_gate(config: RunConfig, found: Iterable[Collective]) -> Gate:
     return Gate(
         name="largest all-gather of float32",
         found_bytes=largest.full_bytes if largest else 0,
-        limit_bytes=FLOAT32 * max(scales, chunk),
+        limit_bytes=max(FLOAT32 * scales, FLOAT32 * chunk, summed_scale_bytes(config)),
         worst=_named(largest),
     )
 
@@ -149,7 +155,8 @@ def gather_gate(config: RunConfig, found: Iterable[Collective]) -> Gate:
     return Gate(
         name="all-gathers of a step",
         found_bytes=sum(one.step_bytes for one in gathers),
-        limit_bytes=SLACK * expected_gathers(config).total + SMALL,
+        limit_bytes=SLACK * (expected_gathers(config).total + teacher_gathers(config).total)
+        + SMALL,
         worst=_most(gathers),
     )
 
@@ -183,20 +190,27 @@ def vocabulary_gates(config: RunConfig, program: str | Program) -> list[Gate]:
     Arrays are known by an axis of the vocabulary's length, or of the rows that a chip holds; soft
     targets by two, the blocks of those rows and the rows of a block.
     """
-    model, rows = config.model, table_parts(config)
-    lengths = {model.vocabulary, model.vocabulary // rows}
-    block = block_length(model.vocabulary // rows)
-    blocks = math.ceil(model.vocabulary // rows / block), block
+    teacher, model, split = online(config), config.model, config.mesh.data * config.mesh.seq
+    models = [one for one in (model, teacher_model(config)) if one]
+    parts = {one.width: table_parts(config, one) for one in models}
+    lengths = {model.vocabulary // part for part in (1, *parts.values())}
+    rows = model.vocabulary // table_parts(config)
+    blocks = math.ceil(rows / block_length(rows)), block_length(rows)
     arrays = [
         array
         for array in set(read(program).held_arrays())
         if lengths.intersection(array.shape)
         or (config.candidates and len(array.shape) == 3 and array.shape[1:] == blocks)
     ]
-    table = model.vocabulary * model.width
-    split = config.mesh.data * config.mesh.seq
-    of_table = {table // part for part in (1, rows, split // rows, split)}
-    whole = [array for array in arrays if array.elements == table and rows > 1]
+    of_table = {
+        model.vocabulary * width // part
+        for width, rows in parts.items()
+        for part in (1, rows, split // rows, split)
+    }
+    if teacher is not None and teacher.sharding == "whole":  # its table is meant to be whole
+        parts = {model.width: parts[model.width]} if models[1].width != model.width else {}
+    tables = {model.vocabulary * width for width, rows in parts.items() if rows > 1}
+    whole = [array for array in arrays if array.elements in tables]
     logits = [array for array in arrays if array.elements not in of_table]
     chunk = min(config.loss.chunk, chip_tokens(config)) * model.vocabulary
     return [

@@ -5,9 +5,10 @@ the fewest FLOPs on; what the compiler says of one corrects what is expected of 
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
+import jax
 import numpy as np
 
 from gemma_train.config import RunConfig
@@ -26,6 +27,14 @@ Compile = Callable[[RunConfig], Compiled | TooLarge]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Failed:
+    """A policy whose step the compiler could not make, and its word on that."""
+
+    compute: ComputeConfig
+    message: str  # one line
+
+
+@dataclass(frozen=True, kw_only=True)
 class Found:
     """The policy, the config with it, and what the compiler made of that."""
 
@@ -33,17 +42,22 @@ class Found:
     compiled: Compiled | TooLarge
     tried: int  # configs that were compiled
     fits: bool  # within HBM_SHARE of the chip; if not, it is full remat, which is the least
+    failed: tuple[Failed, ...] = ()  # of the tried ones
 
 
 class _Expected:
     """Bytes on the chip for each byte that a policy keeps there, and for each that it offloads.
 
-    One and next to none, until steps were compiled: then the nearest figures that agree with them.
+    One and none, until steps were compiled: then the nearest figures that agree with them. What
+    scanned neighbours keep is held a second time, on its way into the stack of all repetitions.
     """
 
-    def __init__(self, layers: int) -> None:
-        # On the host's way are a layer's products that leave and a layer's that come back.
-        self._first = np.array([1.0, 2 / layers])
+    def __init__(self, config: RunConfig) -> None:
+        model, twice = config.model, 0
+        if config.compute.scan_neighbours:
+            runs = [len(list(run)) for _, run in itertools.groupby(model.pattern)]
+            twice = max(runs) if max(runs) > 1 else 0
+        self._first = np.array([1.0 + twice / model.layers, 0.0])
         self._sizes: list[tuple[int, int]] = []
         self._errors: list[float] = []
         self._figures = self._first
@@ -72,7 +86,8 @@ def find_lean_remat(
     """The policy that repeats the fewest FLOPs within HBM_SHARE of the chip, else full remat.
 
     With `offload` products may go to the host; among equals the least goes there. Each compilation
-    takes minutes: after MOST_TRIED the search ends with full remat.
+    takes minutes: after MOST_TRIED the search ends with full remat. A policy on which the compiler
+    itself fails is passed over, with all that offload the same and more.
     """
     limit = HBM_SHARE * slices.chip.hbm_bytes
     base = replace(config, compute=replace(config.compute, remat="full"))
@@ -81,18 +96,39 @@ def find_lean_remat(
     full = Found(config=base, compiled=plain, tried=1, fits=fits)
     if isinstance(plain, TooLarge):
         return full
-    expected, tried = _Expected(config.model.layers), 1
+    expected, tried, failed = _Expected(config), 1, []
     for candidate in _from_the_least_recomputed(base, slices, offload=offload):
         if tried == MOST_TRIED or not candidate.compute.kept:
             break
-        if plain.peak_bytes + expected.bytes(candidate) > limit:
+        if plain.peak_bytes + expected.bytes(candidate) > limit or _is_hopeless(candidate, failed):
             continue
-        found, tried = compile_step(candidate), tried + 1
+        found, tried = _compiled(candidate, compile_step), tried + 1
+        if isinstance(found, Failed):
+            failed.append(found)
+            continue
         needed = found.peak_bytes if isinstance(found, Compiled) else found.needed_bytes
         if isinstance(found, Compiled) and needed <= limit:
-            return Found(config=candidate, compiled=found, tried=tried, fits=True)
+            return Found(
+                config=candidate, compiled=found, tried=tried, fits=True, failed=tuple(failed)
+            )
         expected.learn(candidate, needed - plain.peak_bytes)
-    return replace(full, tried=tried)
+    return replace(full, tried=tried, failed=tuple(failed))
+
+
+def _compiled(config: RunConfig, compile_step: Compile) -> Compiled | TooLarge | Failed:
+    """What the compiler makes of it; its own failure is a result too."""
+    try:
+        return compile_step(config)
+    except jax.errors.JaxRuntimeError as error:
+        return Failed(compute=config.compute, message=str(error).strip().partition("\n")[0])
+
+
+def _is_hopeless(config: RunConfig, failed: Iterable[Failed]) -> bool:
+    """Whether it offloads all that a failed policy did."""
+    offloaded = set(config.compute.offloaded)
+    return any(
+        one.compute.offloaded and offloaded.issuperset(one.compute.offloaded) for one in failed
+    )
 
 
 def _from_the_least_recomputed(

@@ -7,6 +7,7 @@ config (fitting.py) and stands in where there is no compiler, whose peak is the 
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +18,12 @@ from jax.sharding import AbstractMesh, AxisType
 from gemma_train.config import RunConfig
 from gemma_train.model.config import GemmaConfig
 from gemma_train.model.remat import products
+from gemma_train.teachers.online import online, teacher_model, untrained_teacher
 from gemma_train.training.state import initial_state
 from gemma_train.zero3 import split
 
-FLOAT32, BFLOAT16 = 4, 2
+FLOAT32, BFLOAT16, INT32 = 4, 2, 4
+BYTES = {"float32": FLOAT32, "bfloat16": BFLOAT16}
 TILE_ROWS = 8  # of a tile of 32-bit numbers
 
 
@@ -31,10 +34,11 @@ class StateBytes:
     parameters: int
     moments: int
     gradients: int
+    teacher: int = 0  # parameters of one that runs in the step
 
     @property
     def total(self) -> int:
-        return self.parameters + self.moments + self.gradients
+        return self.parameters + self.moments + self.gradients + self.teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +50,14 @@ class ActivationBytes:
     weights: int  # gathered weights of a layer, of the next one, and the gradient
     logits: int  # a chunk of them, or the table's columns and gradient
     accumulator: int  # the sum over microbatches beside the gradient of one
+    candidates: int = 0  # a microbatch's, of a teacher
+    teacher: int = 0  # one that runs in the step, at work: a layer, or its logits
 
     @property
     def peak(self) -> int:
-        """Layers and the loss take turns."""
-        return self.saved + self.accumulator + max(self.layer + self.weights, self.logits)
+        """Layers and the loss take turns, and before them the teacher."""
+        student = self.saved + max(self.layer + self.weights, self.logits)
+        return self.accumulator + self.candidates + max(student, self.teacher)
 
 
 def abstract_mesh(config: RunConfig) -> AbstractMesh:
@@ -66,7 +73,14 @@ def state_bytes(config: RunConfig) -> StateBytes:
     """Parameters, moments and gradients as they lie on a chip of the run's mesh."""
     state = _state(config)
     parameters = _bytes(state.model)
-    return StateBytes(parameters=parameters, moments=_bytes(state.moments), gradients=parameters)
+    with jax.sharding.use_abstract_mesh(abstract_mesh(config)):
+        teacher = jax.eval_shape(lambda: untrained_teacher(config))
+    return StateBytes(
+        parameters=parameters,
+        moments=_bytes(state.moments),
+        gradients=parameters,
+        teacher=_bytes(teacher),
+    )
 
 
 def padded_gradient_bytes(config: RunConfig) -> int:
@@ -88,6 +102,21 @@ def padded_gradient_bytes(config: RunConfig) -> int:
             size = max(padded, default=size)
         total += size
     return total
+
+
+def summed_scale_bytes(config: RunConfig) -> int:
+    """The largest array of norms' gradients that is summed at one time (zero3.summed), of a chip.
+
+    Over axes that do not split it a sum is a scatter and a gather, of parts of equal length.
+    """
+    sums: Counter[tuple] = Counter()
+    for path, x in jax.tree.leaves_with_path(_state(config).model):
+        if "norm" in jax.tree_util.keystr(path):
+            shard = _shard_shape(x)
+            parts = config.mesh.data * config.mesh.seq * shard[-1] // x.shape[-1]
+            length = math.ceil(shard[-1] / parts) * parts
+            sums[x.shape, x.sharding.spec] += math.prod(shard[:-1]) * length * x.dtype.itemsize
+    return max(sums.values())
 
 
 def _in_tiles(rows: int) -> int:
@@ -112,9 +141,7 @@ def _shard_shape(x: Any) -> tuple[int, ...]:
 def activation_bytes(config: RunConfig) -> ActivationBytes:
     """A model of the rest of the step's memory on a chip."""
     tokens, model = chip_tokens(config), config.model
-    width = config.compute.bytes
-    heads = (model.query_heads + 2 * model.key_value_heads) * model.head_dimension
-    inside = 4 * model.width + 2 * heads + 4 * model.hidden
+    width, inside = config.compute.bytes, _inside(model)
     saved = model.layers * tokens * model.width * width  # the input of every layer
     match config.compute.remat:
         case "none":
@@ -128,7 +155,35 @@ def activation_bytes(config: RunConfig) -> ActivationBytes:
         weights=3 * weights,
         logits=_logit_bytes(config, width),
         accumulator=state_bytes(config).gradients if config.accumulation > 1 else 0,
+        candidates=_candidate_bytes(config),
+        teacher=_teacher_bytes(config),
     )
+
+
+def _inside(model: GemmaConfig) -> int:
+    """Numbers a token that a layer makes on its way."""
+    heads = (model.query_heads + 2 * model.key_value_heads) * model.head_dimension
+    return 4 * model.width + 2 * heads + 4 * model.hidden
+
+
+def _candidate_bytes(config: RunConfig) -> int:
+    """Ids and weights of a microbatch's tokens."""
+    return chip_tokens(config) * config.candidates * (INT32 + FLOAT32)
+
+
+def _teacher_bytes(config: RunConfig) -> int:
+    """The forward pass of a teacher in the step: a layer and its weights, or a chunk of logits."""
+    teacher, model = online(config), teacher_model(config)
+    if teacher is None or model is None:
+        return 0
+    width, tokens = BYTES[teacher.dtype], chip_tokens(config)
+    gathered = 2 * layer_parameters(model) * width if teacher.sharding == "split" else 0
+    layer = tokens * (_inside(model) + model.width) * width + gathered
+    parts = table_parts(config, model) if teacher.sharding == "split" else 1
+    chunk = min(config.loss.chunk, tokens) * parts
+    own_rows = model.vocabulary // parts
+    # Logits, and with noise on them; the table's own rows, cast and their columns gathered.
+    return max(layer, 2 * FLOAT32 * chunk * own_rows + own_rows * model.width * width)
 
 
 def kept_bytes(config: RunConfig, names: Iterable[str]) -> int:
@@ -153,10 +208,10 @@ def layer_parameters(model: GemmaConfig) -> int:
     return model.width * (heads + 3 * model.hidden)
 
 
-def table_parts(config: RunConfig) -> int:
-    """Over how many chips the rows of the embedding are split."""
-    sizes = config.mesh.axis_sizes
-    shape = (config.model.vocabulary, config.model.width)
+def table_parts(config: RunConfig, model: GemmaConfig | None = None) -> int:
+    """Over how many chips the rows of the embedding are split; of the run's model, or another."""
+    sizes, model = config.mesh.axis_sizes, model or config.model
+    shape = (model.vocabulary, model.width)
     rows = split("vd", shape, sizes).partitions[0] or ()
     return math.prod(sizes[axis] for axis in ((rows,) if isinstance(rows, str) else rows))
 

@@ -69,6 +69,7 @@ def _memory_bars(plan: Plan) -> Bars:
         "parameters": found.state.parameters,
         "moments": found.state.moments,
         "gradients": found.state.gradients,
+        **({"teacher": found.state.teacher} if found.state.teacher else {}),
         "activations": found.activation_bytes,
         "peak": found.peak_bytes,
     }

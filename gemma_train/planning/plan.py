@@ -15,6 +15,7 @@ from gemma_train.planning.estimate import (
     estimate_step,
     recomputed_flops,
     target_flops,
+    teacher_flops,
 )
 from gemma_train.planning.fitting import Change, changes_that_fit
 from gemma_train.planning.gates import Gate, gates
@@ -59,6 +60,7 @@ class Plan:
     parameters: int
     flops_per_token: float  # of the model, local windows counted as such
     recomputed_flops_per_token: float
+    teacher_flops_per_token: float  # of its forward pass, where it runs in the step
     memory: Memory
     compile_seconds: float | None
     collectives: list[Total] | None  # None without a compiled program that can be read
@@ -116,6 +118,7 @@ def make_plan(
         parameters=parameter_count(config.model),
         flops_per_token=training_flops_per_token(config.model, config.data.sequence_length),
         recomputed_flops_per_token=recomputed_flops(config),
+        teacher_flops_per_token=teacher_flops(config),
         memory=memory,
         compile_seconds=compiled.seconds if compiled else None,
         collectives=found,

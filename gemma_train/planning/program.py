@@ -202,11 +202,6 @@ def shapes(program: str | Program) -> set[tuple[str, tuple[int, ...]]]:
     return {(array.dtype, array.shape) for array in read(program).held_arrays()}
 
 
-def largest_arrays(program: str | Program, n: int) -> list[Buffer]:
-    """The `n` largest array types that memory may hold, each once, the largest first."""
-    return sorted(set(read(program).held_arrays()), key=lambda array: -array.bytes)[:n]
-
-
 def reshapes_of(program: str | Program, *shape: int) -> list[Buffer]:
     """The array types that memory may hold with as many elements as `shape`, in whatever form.
 

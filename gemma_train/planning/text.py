@@ -4,10 +4,13 @@ import textwrap
 from collections.abc import Sequence
 
 from gemma_train.metrics.wording import count, duration, memory, moment, transfer
+from gemma_train.model.config import ComputeConfig
+from gemma_train.model.flops import parameter_count
 from gemma_train.planning.collectives import Total
 from gemma_train.planning.gates import Gate
 from gemma_train.planning.lean_remat import HBM_SHARE, Found
 from gemma_train.planning.plan import Memory, Plan, assumptions
+from gemma_train.teachers.online import teacher_model
 
 BAR = 32
 WIDTH = 94
@@ -37,7 +40,8 @@ def head(plan: Plan) -> list[str]:
     """What is planned."""
     config, mesh, slices = plan.config, plan.config.mesh, plan.slices
     pod = slices.name if slices.count == 1 else f"{slices.count} x {slices.name}"
-    return [
+    teacher = teacher_model(config)
+    lines = [
         f"{plan.name}: {count(plan.parameters)} parameters on {slices.chips:,} "
         f"{'chip' if slices.chips == 1 else 'chips'}, {pod}",
         f"  mesh    replica {mesh.replica} x data {mesh.data} x seq {mesh.seq}",
@@ -46,25 +50,39 @@ def head(plan: Plan) -> list[str]:
         + (f" in {config.accumulation} microbatches" if config.accumulation > 1 else ""),
         f"  run     {config.steps:,} steps = {count(plan.tokens)} tokens",
     ]
+    if teacher is not None:
+        size = count(parameter_count(teacher))
+        lines.append(f"  teacher {size} parameters, in the step: it runs forward on every token")
+    return lines
 
 
 def lean_remat(found: Found) -> list[str]:
     """The policy that was found, as the flags that a config or a command line takes."""
+    failed = [
+        f"  passed  {_policy(one.compute)}: the compiler failed, {one.message}"
+        for one in found.failed
+    ]
     if not found.fits:
         return [
+            *failed,
             "  lean    no policy does: what follows is of --compute.remat full, which takes more "
-            f"than {HBM_SHARE:.0%} of the chip's HBM"
+            f"than {HBM_SHARE:.0%} of the chip's HBM",
         ]
-    compute = found.config.compute
+    return [
+        *failed,
+        f"  lean    {_policy(found.config.compute)}",
+        f"          repeats the fewest FLOPs within {HBM_SHARE:.0%} of the chip's HBM "
+        f"({found.tried} policies compiled)",
+    ]
+
+
+def _policy(compute: ComputeConfig) -> str:
+    """The remat policy as flags."""
     lists = {"saved": compute.saved, "offloaded": compute.offloaded}
     flags = [f"--compute.{name} {' '.join(kept)}" for name, kept in lists.items() if kept]
     if compute.remat == "full":
         flags = []
-    return [
-        f"  lean    --compute.remat {' '.join([compute.remat, *flags])}",
-        f"          repeats the fewest FLOPs within {HBM_SHARE:.0%} of the chip's HBM "
-        f"({found.tried} policies compiled)",
-    ]
+    return f"--compute.remat {' '.join([compute.remat, *flags])}"
 
 
 def refusal(plan: Plan) -> str:
@@ -88,6 +106,7 @@ def _memory(found: Memory) -> list[str]:
         ("parameters", memory(found.state.parameters)),
         ("moments", memory(found.state.moments)),
         ("gradients", memory(found.state.gradients)),
+        *([("teacher", memory(found.state.teacher))] if found.state.teacher else []),
         ("activations and gathered weights", least + memory(found.activation_bytes)),
         (
             "peak",
@@ -155,12 +174,14 @@ def _time(plan: Plan) -> list[str]:
         (name, f"{moment(spent):>8}  {bar(spent / longest)}") for name, spent in seconds.items()
     ]
     rows.append(("step", f"{moment(found.step_seconds):>8}  {bar(found.step_seconds / longest)}"))
+    taught = plan.teacher_flops_per_token
     speed = plan.config.step_tokens / found.step_seconds
     return [
         *_aligned(rows),
         f"bound by {found.bound} · MFU {found.mfu:.1%} · {count(speed)} tokens/s",
         f"{plan.flops_per_token / 1e9:,.3g} GFLOPs of the model a token, local windows counted as "
-        f"such; {plan.recomputed_flops_per_token / 1e9:,.3g} recomputed",
+        f"such; {plan.recomputed_flops_per_token / 1e9:,.3g} recomputed"
+        + (f"; {taught / 1e9:,.3g} of the teacher, forward" if taught else ""),
     ]
 
 

@@ -2,18 +2,21 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from gemma_train.config import Distillation, RunConfig
+from gemma_train.config import RunConfig
 from gemma_train.kernels.attention_splash import reach
-from gemma_train.model.config import Kind
+from gemma_train.losses.distillation import Distillation
+from gemma_train.model.config import GemmaConfig, Kind
 from gemma_train.planning.collectives import Total
 from gemma_train.planning.memory import (
+    BYTES,
     StateBytes,
     kept_bytes,
     layer_parameters,
     table_parts,
 )
+from gemma_train.teachers.online import online, teacher_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,47 +44,62 @@ class Gathers:
     table: float  # its rows for the look-up, its columns for the loss
     tokens: float  # every token, for the chips that hold other rows of the table
     keys: float  # keys and values of layers that see beyond a neighbour, as often as weights
+    candidates: float = 0.0  # every token's soft target, for the same chips
 
     @property
     def total(self) -> int:
-        return math.ceil(self.layers + self.table + self.tokens + self.keys)
+        return math.ceil(self.layers + self.table + self.tokens + self.keys + self.candidates)
 
 
 def expected_gathers(config: RunConfig) -> Gathers:
     """What a step of `config` gathers, all its microbatches together."""
-    model, mesh, width = config.model, config.mesh, config.compute.bytes
     passes = 1 if config.compute.remat == "none" else 2
-    rows, split = table_parts(config), mesh.data * mesh.seq
+    width, rows = config.compute.bytes, table_parts(config)
+    found = _gathers(config, config.model, width=width, passes=passes, beside=8)
+    if rows == 1 or not isinstance(config.loss, Distillation):
+        return found
+    # An id and a weight each, and how much the text's own token weighs.
+    a_token = config.candidates * (4 + width) + 4
+    tokens = config.step_tokens / config.mesh.devices
+    return replace(
+        found, tokens=config.loss.passes * found.tokens, candidates=tokens * rows * a_token
+    )
+
+
+def teacher_gathers(config: RunConfig) -> Gathers:
+    """What a teacher in the step adds: its forward pass."""
+    teacher, model = online(config), teacher_model(config)
+    if teacher is None or model is None:
+        return Gathers(layers=0, table=0, tokens=0, keys=0)
+    found = _gathers(config, model, width=BYTES[teacher.dtype], passes=1, beside=4)
+    if teacher.sharding == "whole":
+        return replace(found, layers=0, table=0, tokens=0)
+    return found
+
+
+def _gathers(
+    config: RunConfig, model: GemmaConfig, *, width: int, passes: int, beside: int
+) -> Gathers:
+    """Of numbers of `width` bytes; `beside` a token's states go so many bytes to the vocabulary."""
+    mesh = config.mesh
+    rows, split = table_parts(config, model), mesh.data * mesh.seq
     tokens = config.step_tokens / mesh.devices  # of a chip, all microbatches
     table = model.vocabulary * model.width * width
     tables = (table * rows / split if rows > 1 else 0) + (table / rows if split > rows else 0)
     layers = passes * model.layers * layer_parameters(model) * width * hops(config)
     keys = 2 * model.key_value_heads * model.head_dimension * width
-    far = sum(not _stays_near(config, kind) for kind in model.kinds)
+    far = sum(not _stays_near(config, model, kind) for kind in model.kinds)
     return Gathers(
         layers=config.accumulation * layers,
         table=config.accumulation * tables,
-        tokens=tokens * rows * _token_bytes(config) if rows > 1 else 0.0,
+        tokens=tokens * rows * (model.width * width + beside) if rows > 1 else 0.0,
         keys=passes * far * tokens * mesh.seq * keys if mesh.seq > 1 else 0.0,
     )
 
 
-def _token_bytes(config: RunConfig) -> int:
-    """What the loss needs to know of a token: its state, target and weight, and candidates."""
-    width = config.compute.bytes
-    state_and_text = config.model.width * width + 8
-    of_candidates = config.candidates * (4 + width) + 4 if config.candidates else 0
-    return loss_passes(config) * state_and_text + of_candidates
-
-
-def loss_passes(config: RunConfig) -> int:
-    """How often the loss goes over the logits."""
-    return config.loss.passes if isinstance(config.loss, Distillation) else 1
-
-
-def _stays_near(config: RunConfig, kind: Kind) -> bool:
+def _stays_near(config: RunConfig, model: GemmaConfig, kind: Kind) -> bool:
     """Whether a layer of this kind sees no further than its left neighbour along seq."""
-    reached = reach(config.model.window) if kind == "local" else None
+    reached = reach(model.window) if kind == "local" else None
     return reached is not None and reached <= config.data.sequence_length // config.mesh.seq
 
 
@@ -107,16 +125,31 @@ def expected_traffic(config: RunConfig, state: StateBytes) -> Traffic:
     # In hops a chip still receives each other chip's part of a weight once.
     layers = with_gradient * gathered.layers / max(hops(config), 1) * (split - 1) / split
     keys = with_gradient * gathered.keys * (mesh.seq - 1) / mesh.seq
-    near = [kind for kind in config.model.kinds if _stays_near(config, kind)]
+    near = [kind for kind in config.model.kinds if _stays_near(config, config.model, kind)]
     halos = 2 * config.model.key_value_heads * config.model.head_dimension * config.compute.bytes
     halos *= len(near) * (reach(config.model.window) or 0) * (mesh.seq > 1)
     rows_here = config.data.batch_rows / (mesh.replica * mesh.data)
     keys += (passes + 1) * rows_here * halos
     table = 2 * gathered.table
-    tokens = 2 * gathered.tokens * (rows - 1) / rows
+    tokens = (2 * gathered.tokens + gathered.candidates) * (rows - 1) / rows
     within, slices = mesh.replica // mesh.slices, mesh.slices
     return Traffic(
-        ici_bytes=layers + table + tokens + keys + 2 * state.gradients * (within - 1) / within,
+        ici_bytes=layers
+        + table
+        + tokens
+        + keys
+        + _teacher_bytes(config)
+        + 2 * state.gradients * (within - 1) / within,
         dcn_bytes=2 * state.gradients * (slices - 1) / slices,
         host_bytes=2 * kept_bytes(config, config.compute.offloaded),
     )
+
+
+def _teacher_bytes(config: RunConfig) -> float:
+    """What a chip sends for a teacher in the step: what is gathered, but for its own part."""
+    gathered, mesh = teacher_gathers(config), config.mesh
+    split = mesh.data * mesh.seq
+    weights = gathered.layers / max(hops(config), 1) + gathered.table
+    return (weights + gathered.tokens) * (split - 1) / split + gathered.keys * (
+        mesh.seq - 1
+    ) / mesh.seq

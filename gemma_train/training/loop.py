@@ -1,5 +1,6 @@
 """The loop: restore or start, then step, record, evaluate and save until the last step."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -9,12 +10,16 @@ from gemma_train.config import RunConfig
 from gemma_train.conversion.load import open_weights
 from gemma_train.conversion.tensors import Weights
 from gemma_train.data.pipeline import batches, check
+from gemma_train.data.teacher_store.reading import TeacherStore
 from gemma_train.evaluation.held_out import HeldOutLoss, make_held_out_loss
 from gemma_train.mesh import is_leader, make_mesh
 from gemma_train.metrics.observer import Observer
 from gemma_train.metrics.peak import peak_flops
-from gemma_train.model.flops import training_flops_per_token
+from gemma_train.model import Gemma
+from gemma_train.model.flops import forward_flops_per_token, training_flops_per_token
 from gemma_train.placement import needed_rows, place
+from gemma_train.teachers.online import load_teacher, open_teacher
+from gemma_train.teachers.stored import open_store
 from gemma_train.training.checkpoint import Checkpoints
 from gemma_train.training.claim import claim
 from gemma_train.training.state import TrainState, imported_state, initial_state
@@ -31,22 +36,26 @@ class Outcome:
     held_out: HeldOutLoss | None
 
 
-def train(config: RunConfig) -> Outcome:
+def train(config: RunConfig, say: Callable[[str], None] = print) -> Outcome:
     """Run `config` from its newest checkpoint, or from the start, to its last step or Ctrl-C.
 
-    The runtime has started. Raises `UserError` for a mesh, folder or data that do not fit.
+    The runtime has started. `say` is told of a store that the run learns from. Raises `UserError`
+    for a mesh, folder, data or store that do not fit.
     """
     mesh = make_mesh(config.mesh)
     check(config.data, config.model.vocabulary)
+    store = open_store(config, say)
     with jax.set_mesh(mesh), Checkpoints(config) as checkpoints:
         saved = checkpoints.latest_step
         weights = None if saved else _weights(config, begun=saved is not None)
+        taught_by = open_teacher(config)
         claim(config, begun=saved is not None)
         if saved:
             state, next_row = checkpoints.restore()
         else:
             state, next_row = _first_state(config, weights), 0
-        return _loop(config, mesh, checkpoints, state, next_row)
+        teacher = load_teacher(config, taught_by)
+        return _loop(config, mesh, checkpoints, state, next_row, teacher, store)
 
 
 def _weights(config: RunConfig, *, begun: bool) -> Weights | None:
@@ -61,7 +70,13 @@ def _first_state(config: RunConfig, weights: Weights | None) -> TrainState:
 
 
 def _loop(
-    config: RunConfig, mesh: Mesh, checkpoints: Checkpoints, state: TrainState, next_row: int
+    config: RunConfig,
+    mesh: Mesh,
+    checkpoints: Checkpoints,
+    state: TrainState,
+    next_row: int,
+    teacher: Gemma | None,
+    store: TeacherStore | None,
 ) -> Outcome:
     """Steps until the last; reading, recording and saving overlap with the device's work."""
     rows, number, held_out = config.data.batch_rows, int(state.step), None
@@ -73,15 +88,16 @@ def _loop(
         batch_rows=rows // config.accumulation,
         maximum_rows=config.evaluation.rows,
     )
-    stream = batches(config.data, start_row=next_row, batch_indices=needed_rows(mesh, rows))
-    with stream, StopRequest() as stop, _observer(config, mesh, number) as observer:
+    mine = needed_rows(mesh, rows)
+    stream = batches(config.data, start_row=next_row, batch_indices=mine, teacher=store)
+    with stream, StopRequest() as stop, _observer(config, mesh, number, teacher) as observer:
         stopping = False
         if number:
             observer.say(f"going on from step {number:,}")
         while number < config.steps and not stopping:
             with observer.clock.waiting_for_data():
                 batch = next(stream)
-            state, scalars = step(state, place(batch, mesh, rows))
+            state, scalars = step(state, place(batch, mesh, rows), teacher)
             number, next_row = number + 1, next_row + rows
             observer.step(number, scalars)
             stopping = stop.agreed(number)
@@ -104,13 +120,17 @@ def _loop(
     return Outcome(state=state, step=number, held_out=held_out)
 
 
-def _observer(config: RunConfig, mesh: Mesh, first: int) -> Observer:
+def _observer(config: RunConfig, mesh: Mesh, first: int, teacher: Gemma | None) -> Observer:
+    length = config.data.sequence_length
+    flops = training_flops_per_token(config.model, length)
+    if teacher is not None:
+        flops += forward_flops_per_token(teacher.config, length)
     return Observer(
         config.folder,
         start_step=first,
         total_steps=config.steps,
         tokens_per_step=config.step_tokens,
-        flops_per_token=training_flops_per_token(config.model, config.data.sequence_length),
+        flops_per_token=flops,
         devices=mesh.size,
         device_peak=peak_flops(mesh.devices.flat[0].device_kind, config.compute.dtype),
         tensorboard=config.tensorboard,

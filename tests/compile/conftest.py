@@ -6,14 +6,13 @@ import pytest
 
 
 @pytest.fixture(scope="session")
-def small_run():
+def small_run(run_on_chips):
     """Makes a run on sixteen v5e whose sizes no two shapes share, changed by dotted names.
 
     Three layers of one kind: a scan with a first, a middle and a last turn, quick to compile.
     """
-    from gemma_train.config import DataConfig, MeshConfig, NextToken, RunConfig, TokenSource
+    from gemma_train.config import MeshConfig, NextToken
     from gemma_train.model.sizes import GEMMA3_1B
-    from gemma_train.planning.fitting import changed_config
 
     model = replace(
         GEMMA3_1B,
@@ -28,21 +27,13 @@ def small_run():
         pattern=("local",),
         window=256,
     )
-    run = RunConfig(
-        folder="runs/pod",
-        model=model,
-        data=DataConfig(
-            tokenizer="none",
-            train=(TokenSource(path="none"),),
-            sequence_length=1024,
-            batch_rows=16,
-        ),
+    return run_on_chips(
+        model,
+        MeshConfig(data=16, topology="v5e:4x4"),
+        length=1024,
+        rows=16,
         steps=1000,
         loss=NextToken(z_loss=1e-4, chunk=256),
-        mesh=MeshConfig(data=16, topology="v5e:4x4"),
-    )
-    return lambda **changes: changed_config(
-        run, {name.replace("__", "."): value for name, value in changes.items()}
     )
 
 

@@ -23,7 +23,7 @@ def loss_of(mesh_of_chips):
     from jax.sharding import NamedSharding, PartitionSpec
 
     from gemma_train.axes import activation
-    from gemma_train.kernels.vocabulary_loss import LossTerms, Targets, vocabulary_loss
+    from gemma_train.kernels.vocabulary.loss import LossTerms, Targets, vocabulary_loss
     from gemma_train.silence import silenced_standard_error
 
     def loss(states_btd, table_vd, targets, weights_bt):
@@ -108,12 +108,3 @@ def test_targets_of_more_tokens_than_a_chunk_are_found(distilled_run, compiled_s
     slices = Slices.named(config.mesh.topology, config.mesh.slices)
     found = {gate.name: gate for gate in gates(smaller, slices, compiled_step(config))}
     assert not found["logits at one time"].holds
-
-
-def test_the_step_takes_the_candidates_of_a_store_and_no_others(distilled_run):
-    from gemma_train.config import Online
-
-    config = distilled_run
-    online = replace(config, loss=replace(config.loss, teacher=Online(weights="none")))
-    assert (config.candidates, config.stored_candidates) == (24, 24)
-    assert (online.candidates, online.stored_candidates) == (24, 0)

@@ -151,6 +151,30 @@ def test_a_second_step_finds_the_state_as_the_first_did(changes, small_run, mesh
     assert types(after) == types(state), "or else it would be compiled anew"
 
 
+def naive_gradients(vocabulary: int, everyone: tuple[str, ...]):
+    """Makes the part of one chip: (gradients of the layers, of the table), both whole."""
+    import jax
+    import jax.numpy as jnp
+
+    def on_a_chip(layers_ldf, table_vd, x_td, targets_t):
+        table_vd = jax.lax.all_gather(table_vd, "data_minor", axis=0, tiled=True)
+
+        def layer(x_td, weight_df):
+            whole_df = jax.lax.all_gather(weight_df, everyone[1:], axis=0, tiled=True)
+            hidden_tf = jnp.tanh(x_td @ whole_df.astype(x_td.dtype))
+            gradient_df = jax.lax.psum((x_td.T @ hidden_tf).astype(jnp.float32), "replica")
+            x_td = hidden_tf @ whole_df.astype(x_td.dtype).T
+            return x_td, jax.lax.psum(gradient_df, everyone[1:])
+
+        x_td, gradients_ldf = jax.lax.scan(layer, x_td, layers_ldf)
+        logits_tv = (x_td @ table_vd.astype(x_td.dtype).T).astype(jnp.float32)
+        powers_tv = jax.nn.softmax(logits_tv) - jax.nn.one_hot(targets_t, vocabulary)
+        gradient_vd = jax.lax.psum(powers_tv.T @ x_td.astype(jnp.float32), everyone)
+        return gradients_ldf, gradient_vd
+
+    return on_a_chip
+
+
 @pytest.fixture(scope="session")
 def naive_step(mesh_of_chips, small_run):
     """(config, compiled): a step of the same shape as a partitioner left alone might make it.
@@ -169,24 +193,8 @@ def naive_step(mesh_of_chips, small_run):
     mesh, model = mesh_of_chips(mesh_config), config.model
     everyone = ("replica", "data_major", "data_minor")
 
-    def on_a_chip(layers_ldf, table_vd, x_td, targets_t):
-        table_vd = jax.lax.all_gather(table_vd, "data_minor", axis=0, tiled=True)
-
-        def layer(x_td, weight_df):
-            whole_df = jax.lax.all_gather(weight_df, everyone[1:], axis=0, tiled=True)
-            hidden_tf = jnp.tanh(x_td @ whole_df.astype(x_td.dtype))
-            gradient_df = jax.lax.psum((x_td.T @ hidden_tf).astype(jnp.float32), "replica")
-            x_td = hidden_tf @ whole_df.astype(x_td.dtype).T
-            return x_td, jax.lax.psum(gradient_df, everyone[1:])
-
-        x_td, gradients_ldf = jax.lax.scan(layer, x_td, layers_ldf)
-        logits_tv = (x_td @ table_vd.astype(x_td.dtype).T).astype(jnp.float32)
-        powers_tv = jax.nn.softmax(logits_tv) - jax.nn.one_hot(targets_t, model.vocabulary)
-        gradient_vd = jax.lax.psum(powers_tv.T @ x_td.astype(jnp.float32), everyone)
-        return gradients_ldf, gradient_vd
-
     mapped = jax.shard_map(
-        on_a_chip,
+        naive_gradients(model.vocabulary, everyone),
         mesh=mesh,
         in_specs=(P(None, everyone[1:]), P("data_minor"), P(everyone), P(everyone)),
         out_specs=(P(), P()),

@@ -15,9 +15,15 @@ def test_a_batch_is_filled_row_by_row():
 
 def test_rows_and_batches_name_the_same_fields():
     names = [field.name for field in dataclasses.fields(Batch)]
-    assert names == [f"{name}_bt" for name in Row._fields]
+    assert [name.rpartition("_")[0] for name in names] == list(Row._fields)
+    assert [name for name in names if name.endswith("_btq")] == names[5:]
 
 
 def test_a_batch_is_a_pytree_of_four_integer_arrays_and_the_weights():
     leaves = jax.tree.leaves(padding(2, 4))
     assert [leaf.dtype.name for leaf in leaves] == ["int32"] * 4 + ["float32"]
+    taught = jax.tree.leaves(padding(2, 4, candidates=3))[5:]
+    assert [(leaf.dtype.name, leaf.shape) for leaf in taught] == [
+        ("int32", (2, 4, 3)),
+        ("float32", (2, 4, 3)),
+    ]

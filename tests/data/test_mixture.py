@@ -52,3 +52,12 @@ def test_a_position_far_away_is_found_at_once():
     component, row = schedule[20 * 10**12 + 3]
     assert schedule[3][0] == component
     assert row == (14, 5, 1)[component] * 10**12 + schedule[3][1]
+
+
+@pytest.mark.parametrize("rows", [0, 1, 19, 20, 57, 10**15])
+def test_the_places_of_a_component_are_those_where_its_turn_comes(rows):
+    schedule = Schedule(quotas((0.7, 0.25, 0.05)))
+    chosen = np.array([schedule[row][0] for row in range(min(rows, 200))])
+    for component in range(3):
+        found = schedule.places(component, rows, 7)
+        assert found.tolist() == np.flatnonzero(chosen == component)[:7].tolist()

@@ -13,16 +13,18 @@ from gemma_train.zero3 import gather, share, split, whole
 from tests.tolerances import assert_close
 
 SIZES = {"b": 8, "t": 12, "d": 16, "f": 24, "n": 4, "k": 2, "h": 6}
+# On 4 x 2 devices d takes four, and another dimension two: shards of whole lanes (zero3._hop).
+TWICE_SPLIT = SIZES | {"d": 12, "f": 512, "h": 64}
 LETTERS = ["btd,df->btf", "btf,fd->btd", "btd,dnh->btnh", "btd,dkh->btkh", "btnh,nhd->btd"]
 
 
-def program(letters: str):
+def program(letters: str, sizes: dict[str, int] = SIZES):
     """Jitted (output, gradients by x and by weight), and x, weight and cotangent on the mesh."""
     random, mesh = np.random.default_rng(0), jax.sharding.get_mesh()
     x, weight, out = re.split(",|->", letters)
 
     def make(which: str, spec_of) -> jax.Array:
-        shape = tuple(SIZES[letter] for letter in which)
+        shape = tuple(sizes[letter] for letter in which)
         array = random.normal(size=shape).astype(np.float32)
         return jax.device_put(array, NamedSharding(mesh, spec_of(which, shape)))
 
@@ -42,12 +44,17 @@ def program(letters: str):
     return jax.jit(run), arrays
 
 
-@pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 2), (1, 1, 4)])
+@pytest.mark.parametrize(
+    ("mesh", "sizes"),
+    [((1, 1, 1), SIZES), ((2, 2, 2), SIZES), ((1, 1, 4), SIZES), ((1, 4, 2), TWICE_SPLIT)],
+)
 @pytest.mark.parametrize("letters", LETTERS)
-def test_it_equals_the_einsum_with_its_gradients(letters, mesh, mesh_of):
+def test_it_equals_the_einsum_with_its_gradients(letters, mesh, sizes, mesh_of):
     x, weight, out = re.split(",|->", letters)
     with mesh_of(*mesh):
-        run, arrays = program(letters)
+        run, arrays = program(letters, sizes)
+        split_in = [part for part in jax.typeof(arrays[1]).sharding.spec if part]
+        assert (len(split_in) == 2) == (sizes is TWICE_SPLIT)
         found = run(*arrays)
         assert found[0].sharding.spec == activation(out)
         assert found[2].sharding == arrays[1].sharding
@@ -105,6 +112,21 @@ def test_several_weights_at_once_are_each_by_itself_with_their_gradients(mesh, m
     assert_close(by_x, expected, "fp32")
     for one, cotangent in zip(by_weights, wide[1], strict=True):
         assert_close(one, np.einsum("btd,btnh->dnh", np.float64(x), cotangent), "fp32")
+
+
+def test_weights_whose_second_axis_is_split_stay_apart(mesh_of):
+    """Behind each other, half of each would change its device."""
+    with mesh_of(1, 4, 2):
+        _, (x, weight, _) = program("btd,df->btf", TWICE_SPLIT)
+
+        def run(x, weight):
+            return contract_each("btd,df->btf", x, [share(weight), share(2 * weight)])
+
+        assert "concatenate" not in str(jax.make_jaxpr(run)(x, weight))
+        found = jax.jit(run)(x, weight)
+    expected = np.einsum("btd,df->btf", np.float64(x), np.float64(weight))
+    for times, one in enumerate(found, 1):
+        assert_close(one, times * expected, "fp32")
 
 
 @pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 2), (1, 1, 4)])

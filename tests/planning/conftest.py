@@ -1,34 +1,16 @@
 """A small run for a pod, and its plan counted without compiling."""
 
-from dataclasses import replace
-
 import pytest
 
 
 @pytest.fixture(scope="session")
-def pod_run():
+def pod_run(run_on_chips):
     """Makes the config of Gemma 3 1B on two slices of sixteen v5e, changed by dotted names."""
-    from gemma_train.config import DataConfig, MeshConfig, RunConfig, TokenSource
+    from gemma_train.config import MeshConfig
     from gemma_train.model.sizes import GEMMA3_1B
-    from gemma_train.planning.fitting import changed_config
 
-    run = RunConfig(
-        folder="runs/pod",
-        model=GEMMA3_1B,
-        data=DataConfig(
-            tokenizer="none",
-            train=(TokenSource(path="none"),),
-            sequence_length=8192,
-            batch_rows=64,
-        ),
-        steps=1000,
-        mesh=MeshConfig(replica=2, data=16, topology="v5e:4x4", slices=2),
-    )
-
-    def make(**changes) -> RunConfig:
-        return changed_config(replace(run), {n.replace("__", "."): v for n, v in changes.items()})
-
-    return make
+    mesh = MeshConfig(replica=2, data=16, topology="v5e:4x4", slices=2)
+    return run_on_chips(GEMMA3_1B, mesh, length=8192, rows=64, steps=1000)
 
 
 @pytest.fixture(scope="session")

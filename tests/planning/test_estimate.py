@@ -4,18 +4,26 @@ from dataclasses import replace
 
 import pytest
 
-from gemma_train.config import Distillation, Stored
+from gemma_train.config import Distillation, Online, Stored
 from gemma_train.errors import UserError
 from gemma_train.metrics.peak import peak_flops
 from gemma_train.model.flops import training_flops_per_token
-from gemma_train.planning.estimate import Assumptions, estimate_step, recomputed_flops, target_flops
-from gemma_train.planning.memory import state_bytes
+from gemma_train.planning.estimate import (
+    Assumptions,
+    estimate_step,
+    hbm_bytes,
+    recomputed_flops,
+    target_flops,
+    teacher_flops,
+)
+from gemma_train.planning.memory import layer_parameters, state_bytes
 from gemma_train.planning.slices import Slices
 from gemma_train.planning.traffic import (
     Traffic,
     compiled_traffic,
     expected_gathers,
     expected_traffic,
+    teacher_gathers,
 )
 
 
@@ -73,13 +81,13 @@ def test_a_teachers_candidates_take_time_and_are_no_use(estimate, pod_run):
     assert taught.mfu < plain.mfu
 
 
-def test_candidates_are_gathered_with_the_tokens_they_belong_to(pod_run):
+def test_a_second_pass_over_the_logits_gathers_the_tokens_again(pod_run):
     config = pod_run()
-    loss = Distillation(teacher=Stored(folder="none", weights="none"))
-    plain, taught = (expected_gathers(one) for one in (config, replace(config, loss=loss)))
-    tokens = config.step_tokens / config.mesh.devices * 4  # of the chips that share the rows
-    assert taught.tokens - plain.tokens == tokens * (256 * (4 + 2) + 4)
-    assert (taught.layers, taught.table) == (plain.layers, plain.table)
+    once = Distillation(teacher=Stored(folder="none", weights="none"), temperature=2.0)
+    twice = replace(once, hard_label_weight=0.5)
+    one, two = (expected_gathers(replace(config, loss=loss)) for loss in (once, twice))
+    assert (one.tokens, 2 * one.tokens) == (expected_gathers(config).tokens, two.tokens)
+    assert one.candidates == two.candidates
 
 
 def test_what_does_not_overlap_is_added(estimate):
@@ -142,3 +150,28 @@ def test_compiled_traffic_is_what_each_network_carries(total_of):
     totals = [total_of("ici", 5.0), total_of("dcn", 2.0), total_of("ici", 1.0)]
     found = compiled_traffic(totals, host_bytes=3.0)
     assert found == Traffic(ici_bytes=6.0, dcn_bytes=2.0, host_bytes=3.0)
+
+
+def test_a_teacher_in_the_step_is_counted_and_one_beforehand_is_not(pod_run):
+    plain = pod_run()
+    larger = replace(plain.model, width=2560, layers=34)
+
+    def taught(teacher):
+        return replace(plain, loss=Distillation(teacher=teacher))
+
+    split = taught(Online(weights="nowhere", model=larger))
+    whole = taught(Online(weights="nowhere", model=larger, sharding="whole"))
+    stored = taught(Stored(folder="nowhere", weights="nowhere"))
+    assert teacher_flops(plain) == teacher_flops(stored) == 0
+    assert teacher_flops(split) == teacher_flops(whole)
+    assert teacher_flops(split) == pytest.approx(training_flops_per_token(larger, 8192) / 3)
+    sent = [expected_traffic(c, state_bytes(c)).ici_bytes for c in (plain, stored, whole, split)]
+    soft = expected_gathers(stored).candidates
+    assert soft == expected_gathers(split).candidates
+    assert soft == plain.step_tokens / 32 * 4 * (256 * (4 + 2) + 4)
+    assert sent[1] == sent[2] == pytest.approx(sent[0] + soft * 3 / 4)
+    assert sent[2] < sent[3]
+    moved = [hbm_bytes(c, state_bytes(c)) for c in (plain, stored, whole, split)]
+    assert moved[0] == moved[1] < moved[2] < moved[3]
+    assert teacher_gathers(plain).total == teacher_gathers(whole).total == 0
+    assert teacher_gathers(split).layers == larger.layers * 2 * layer_parameters(larger) * 1.25

@@ -67,6 +67,14 @@ def test_a_gather_over_replica_alone_is_no_weight(pod_run):
     assert not float32_gather_gate(pod_run(), [replace(gathered, axes=("data_major",))]).holds
 
 
+def test_norms_gradients_that_are_summed_together_may_be_gathered():
+    """1B's 24 stacks of 4 repetitions x 1,152 / 16, each to 80 for the 16 chips along seq."""
+    config = load("configs/gemma3_1b.py")
+    gathered = replace(SUM, kind="all-gather", axes=("seq",), full_bytes=4 * 24 * 4 * 80)
+    assert float32_gather_gate(config, [gathered]).holds
+    assert not float32_gather_gate(config, [replace(gathered, full_bytes=4 * 24 * 4 * 81)]).holds
+
+
 @pytest.mark.parametrize(("name", "found"), [("gemma3_1b", 18.5e6), ("gemma3_4b", 86.0e6)])
 def test_between_slices_a_shard_may_be_padded_to_tiles_and_not_summed_twice(name, found):
     config = load(f"configs/{name}.py")

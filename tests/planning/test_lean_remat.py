@@ -3,9 +3,11 @@
 import itertools
 from dataclasses import replace
 
+import jax
 import pytest
 
 from gemma_train.model.config import SAVABLE
+from gemma_train.planning import text
 from gemma_train.planning.compiled import Compiled, TooLarge
 from gemma_train.planning.estimate import recomputed_flops
 from gemma_train.planning.lean_remat import HBM_SHARE, HOST_SHARE, MOST_TRIED, find_lean_remat
@@ -19,7 +21,8 @@ GB = 10**9
 def search(pod_run):
     """Search a run of so many rows, with a compiler of its own idea of what a policy takes.
 
-    A kept byte takes `overhead` bytes of the chip, and an offloaded one `staging`.
+    A kept byte takes `overhead` bytes of the chip, and an offloaded one `staging`. It fails on a
+    policy that offloads one of `fails`.
     """
 
     def find(
@@ -29,6 +32,7 @@ def search(pod_run):
         overhead: float = 1.2,
         staging: float = 0.0,
         offload: bool = False,
+        fails: tuple[str, ...] = (),
     ):
         config = pod_run(data__batch_rows=rows)
         slices = Slices.named(config.mesh.topology, config.mesh.slices)
@@ -41,6 +45,8 @@ def search(pod_run):
                 needed += int(overhead * kept_bytes(candidate, compute.saved))
                 needed += int(staging * kept_bytes(candidate, compute.offloaded))
             asked.append(candidate)
+            if set(fails).intersection(compute.offloaded):
+                raise jax.errors.JaxRuntimeError("INTERNAL: bitcast\nwhere it was")
             if needed > slices.chip.usable_hbm_bytes:
                 return TooLarge(
                     needed_bytes=needed,
@@ -104,6 +110,20 @@ def test_where_all_that_is_offloaded_comes_back_whole_the_search_ends_soon(searc
     found, _ = search(rows=256, plain=14 * GB, overhead=3.0, staging=3.0, offload=True)
     assert found.fits
     assert found.tried <= MOST_TRIED
+
+
+def test_a_policy_on_which_the_compiler_fails_is_told_and_passed_over(search):
+    whole, _ = search(rows=64, plain=2 * GB, offload=True)
+    culprit = whole.config.compute.offloaded[0]
+    found, _ = search(rows=64, plain=2 * GB, offload=True, fails=(culprit,))
+    assert found.fits
+    assert found.config.compute.remat == "save_named"
+    assert culprit not in found.config.compute.offloaded
+    assert found.failed
+    for failed in found.failed:
+        assert failed.message == "INTERNAL: bitcast"
+        assert culprit in failed.compute.offloaded
+        assert any(failed.message in line and culprit in line for line in text.lean_remat(found))
 
 
 @pytest.mark.parametrize("plain", [17 * GB, int(0.95 * 16 * 2**30)])

@@ -1,10 +1,15 @@
 """Bytes of a chip: the state's exactly, activations by a model that follows the config."""
 
+import math
+from dataclasses import replace
+
 import jax
 import pytest
 
+from gemma_train.config import Distillation, Online, Priority
 from gemma_train.mesh import make_mesh
 from gemma_train.planning.memory import activation_bytes, state_bytes
+from gemma_train.teachers.online import abstract_teacher
 from gemma_train.training.state import initial_state
 
 TINY = {
@@ -56,3 +61,21 @@ def test_a_smaller_chunk_of_the_loss_holds_fewer_logits(pod_run):
     small, large = (activation_bytes(pod_run(loss__chunk=chunk)) for chunk in (256, 1024))
     assert small.logits < large.logits
     assert small.saved == large.saved
+
+
+@pytest.mark.parametrize("sharding", ["split", "whole"])
+def test_a_teachers_bytes_are_those_that_lie_on_a_device(sharding, pod_run):
+    axes = {"mesh__replica": 2, "mesh__data": 2, "mesh__seq": 2, "mesh__slices": 1}
+    plain = pod_run(**TINY, **axes)
+    model = replace(plain.model, width=32, layers=3)
+    teacher = Online(weights="nowhere", model=model, sharding=sharding)
+    config = replace(plain, loss=Distillation(teacher=teacher, sampler=Priority(candidates=64)))
+    with jax.set_mesh(make_mesh(config.mesh, jax.devices()[:8])):
+        leaves = jax.tree.leaves(abstract_teacher(config))
+    lying = sum(2 * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves)
+    counted = state_bytes(config)
+    assert counted.teacher == lying
+    assert counted.total - lying == state_bytes(plain).total
+    assert activation_bytes(config).teacher > 0 == activation_bytes(plain).teacher
+    tokens = plain.step_tokens // 8
+    assert activation_bytes(config).candidates == tokens * 64 * (4 + 4)

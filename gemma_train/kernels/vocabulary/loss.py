@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from gemma_train.axes import MESH_AXES, activation
-from gemma_train.kernels.loss_chunk import Chunk, hard_chunk, soft_chunk
-from gemma_train.kernels.loss_terms import LossTerms, Targets
-from gemma_train.kernels.soft_target import sent
+from gemma_train.kernels.vocabulary.chunk import Chunk, hard_chunk, soft_chunk
+from gemma_train.kernels.vocabulary.soft_target import sent
+from gemma_train.kernels.vocabulary.terms import LossTerms, Targets
 from gemma_train.zero3 import axes_of
 
 __all__ = ["LossTerms", "Targets", "vocabulary_loss"]

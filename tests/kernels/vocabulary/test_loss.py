@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import NamedSharding
 
 from gemma_train.axes import activation
-from gemma_train.kernels.vocabulary_loss import LossTerms, Targets, vocabulary_loss
+from gemma_train.kernels.vocabulary.loss import LossTerms, Targets, vocabulary_loss
 from gemma_train.zero3 import axes_of, split
 from tests.tolerances import assert_close
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gemma_train.kernels.loss_terms import ChunkTargets, LossTerms
-from gemma_train.kernels.soft_target import Dense, soft_target
+from gemma_train.kernels.vocabulary.soft_target import Dense, soft_target
+from gemma_train.kernels.vocabulary.terms import ChunkTargets, LossTerms
 
 
 class Chunk(NamedTuple):

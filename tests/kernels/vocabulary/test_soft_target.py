@@ -9,10 +9,10 @@ import pytest
 from jax.sharding import NamedSharding
 
 from gemma_train.axes import activation
-from gemma_train.kernels.loss_chunk import soft_chunk
-from gemma_train.kernels.loss_terms import LossTerms, Targets
-from gemma_train.kernels.soft_target import block_length, is_one_hot, one_hot_sum
-from gemma_train.kernels.vocabulary_loss import vocabulary_loss
+from gemma_train.kernels.vocabulary.chunk import soft_chunk
+from gemma_train.kernels.vocabulary.loss import vocabulary_loss
+from gemma_train.kernels.vocabulary.soft_target import block_length, is_one_hot, one_hot_sum
+from gemma_train.kernels.vocabulary.terms import LossTerms, Targets
 from gemma_train.mesh import MeshConfig
 from gemma_train.zero3 import axes_of, split
 from tests.tolerances import TOLERANCES, assert_close

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 
-from gemma_train.kernels.loss_terms import ChunkTargets, LossTerms, Targets
+from gemma_train.kernels.vocabulary.terms import ChunkTargets, LossTerms, Targets
 from gemma_train.mesh import on_tpu
 
 LANES = 128  # of a TPU's tiles: blocks of the vocabulary are multiples of it

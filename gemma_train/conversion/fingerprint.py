@@ -1,0 +1,21 @@
+"""What tells one model's parameters from another's, in whatever format they lie."""
+
+from hashlib import sha256
+
+import numpy as np
+
+from gemma_train.conversion.tensors import Weights
+
+
+def parameters_sha256(weights: Weights) -> str:
+    """The SHA-256 of every parameter's name, shape, dtype and bytes. Reads all, one at a time.
+
+    Names and shapes are ours, layer by layer, so that a model and its conversions into other
+    formats have the same; in another dtype it is another model.
+    """
+    sums = {}
+    for name, tensor in weights.parameters.items():
+        digest = sha256(f"{name} {list(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(np.ascontiguousarray(tensor.read()).reshape(-1).view(np.uint8))
+        sums[name] = digest.hexdigest()
+    return sha256("".join(f"{name} {sums[name]}\n" for name in sorted(sums)).encode()).hexdigest()

@@ -1,0 +1,150 @@
+"""Which shards a store still lacks for a run, and the sidecar when all are there.
+
+What a sidecar speaks of is not touched again: a run that needs more rows, longer or in another
+order, adds shards of those that are missing. A shard that lost its records is written once more.
+"""
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from gemma_train import storage
+from gemma_train.data.teacher_store.rows import Lesson
+from gemma_train.data.teacher_store.shards import (
+    SIDECAR,
+    Description,
+    Head,
+    Origin,
+    TargetShard,
+    TaughtDataset,
+    check_origin,
+    check_size,
+    read_description,
+    read_note,
+    read_rows,
+    shard_files,
+    write_description,
+)
+from gemma_train.errors import require
+
+_ELSEWHERE = "finish it with the config that began it, or name another loss.teacher.folder"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is to be written into a folder."""
+
+    folder: str
+    head: Head
+    there: Description | None  # what is in it, if it is a store already
+    shards: dict[int, np.ndarray]  # int64 [n, 2] by number: place in the head's datasets, row of it
+    stream_rows: int  # of the run's stream, for which these are needed
+
+    def finished(self) -> dict[int, TargetShard]:
+        """Those of the shards that are there in full, by number.
+
+        Raises `UserError` where what is there is damaged, or was begun for another run.
+        """
+        found = {}
+        for number in self.shards:
+            note = read_note(self.folder, number)
+            if note is not None and shard_files(self.folder, number).targets.exists():
+                self._check(number, *note)
+                found[number] = note[1]
+        return found
+
+    def conclude(self, finished: dict[int, TargetShard]) -> Description | None:
+        """Write the sidecar if all shards are finished; what the store then holds."""
+        if len(finished) < len(self.shards):
+            return None
+        if not self.shards:
+            return self.there
+        before = dict(enumerate(self.there.shards)) if self.there else {}
+        shards = tuple(shard for _, shard in sorted((before | finished).items()))
+        datasets = [read_rows(self.folder, n, shard)[:, 0] for n, shard in enumerate(shards)]
+        counts = np.bincount(np.concatenate(datasets), minlength=len(self.head.datasets))
+        description = Description(
+            head=self.head,
+            stream_rows=self.stream_rows,
+            dataset_rows=tuple(counts.tolist()),
+            shards=shards,
+        )
+        write_description(self.folder, description)
+        return description
+
+    def _check(self, number: int, there: Head, shard: TargetShard) -> None:
+        note = str(shard_files(self.folder, number).note)
+        check_origin(self.folder, there.origin, self.head.origin)
+        check_size(self.folder, number, shard)
+        if self.there is None or number >= len(self.there.shards):
+            order, here = asdict(there.order), asdict(self.head.order)
+            other = [name for name in here if order[name] != here[name]]
+            found = [f"data.{name} {order[name]!r} there, {here[name]!r} here" for name in other]
+            require(
+                not found, f"{note!r} was begun for another run ({'; '.join(found)}): {_ELSEWHERE}"
+            )
+        rows, due = read_rows(self.folder, number, shard)[:, :2], self.shards[number]
+        require(
+            np.array_equal(rows, due),
+            f"{note!r} was begun for another run: it holds {len(rows)} rows from (dataset, row) "
+            f"{tuple(rows[0].tolist())}, due are {len(due)} from {tuple(due[0].tolist())}: "
+            + _ELSEWHERE,
+        )
+
+
+def plan_of(
+    folder: str, origin: Origin, taught: Lesson, rows: np.ndarray, *, stream_rows: int
+) -> Plan:
+    """What a folder lacks of these rows of a lesson: new shards, and those that lost their records.
+
+    Raises `UserError` where it holds a damaged store, or one of another origin.
+    """
+    there, datasets, shards, size = None, taught.datasets, {}, taught.order.shard_rows
+    if (storage.path(folder) / SIDECAR).exists():
+        there = read_description(folder)
+        check_origin(folder, there.head.origin, origin)
+        datasets = _merged(there.head.datasets, datasets)
+        held = [read_rows(folder, n, shard)[:, :2] for n, shard in enumerate(there.shards)]
+        shards = {n: held[n] for n, shard in enumerate(there.shards) if _is_lost(folder, n, shard)}
+        rows = _without(_placed(rows, taught.datasets, datasets), np.concatenate(held))
+    first = len(there.shards) if there else 0
+    for number, start in enumerate(range(0, len(rows), size), first):
+        shards[number] = rows[start : start + size]
+    return Plan(
+        folder=folder,
+        head=Head(origin=origin, datasets=datasets, order=taught.order),
+        there=there,
+        shards=shards,
+        stream_rows=stream_rows,
+    )
+
+
+def _is_lost(folder: str, number: int, shard: TargetShard) -> bool:
+    """Whether the records of a store's shard are gone. Raises `UserError` where they are cut."""
+    if not shard_files(folder, number).targets.exists():
+        return True
+    check_size(folder, number, shard)
+    return False
+
+
+def _placed(
+    rows: np.ndarray, before: tuple[TaughtDataset, ...], after: tuple[TaughtDataset, ...]
+) -> np.ndarray:
+    """Rows by their datasets' places in another list."""
+    sums = [dataset.sha256 for dataset in after]
+    places = np.array([sums.index(dataset.sha256) for dataset in before])
+    return np.stack([places[rows[:, 0]], rows[:, 1]], axis=1)
+
+
+def _without(rows: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """The rows that are none of the known ones."""
+    there = {tuple(row) for row in known.tolist()}
+    return rows[np.array([tuple(row) not in there for row in rows.tolist()], bool)]
+
+
+def _merged(
+    there: tuple[TaughtDataset, ...], here: tuple[TaughtDataset, ...]
+) -> tuple[TaughtDataset, ...]:
+    """The store's datasets, and behind them those that it does not know yet."""
+    known = {dataset.sha256 for dataset in there}
+    return (*there, *(dataset for dataset in here if dataset.sha256 not in known))

@@ -1,0 +1,22 @@
+"""Distillation: the same run, taught by another model's distribution instead of the text alone."""
+
+from dataclasses import replace
+
+from gemma_train.config import RunConfig
+from gemma_train.losses.distillation import Distillation, Online, Stored
+from gemma_train.samplers import Sampler, TopK
+
+GEMMA = TopK(candidates=256)  # what the report keeps, in its plainest reading
+
+
+def distilled(
+    run: RunConfig, teacher: Online | Stored, *, sampler: Sampler = GEMMA, folder: str = ""
+) -> RunConfig:
+    """`run` with the loss of Gemma 2 and 3's report: 256 candidates a token, and no hard label.
+
+    All else stays: data, tokens, schedule, z-loss. A `folder` of its own keeps the two runs apart.
+    """
+    loss = Distillation(
+        teacher=teacher, sampler=sampler, z_loss=run.loss.z_loss, chunk=run.loss.chunk
+    )
+    return replace(run, loss=loss, folder=folder or f"{run.folder}_distilled")

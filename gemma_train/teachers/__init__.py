@@ -1,0 +1,1 @@
+"""A teacher of a run: in its step, or stored ahead of it."""

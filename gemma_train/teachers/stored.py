@@ -1,0 +1,104 @@
+"""The store that a run learns from: opened, and held to the run's config, before anything else."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from gemma_train import storage
+from gemma_train.config import RunConfig
+from gemma_train.conversion.fingerprint import parameters_sha256
+from gemma_train.conversion.tensors import Weights
+from gemma_train.data.teacher_store.codec import Codec, codec
+from gemma_train.data.teacher_store.reading import TeacherStore
+from gemma_train.data.teacher_store.rows import missing_rows
+from gemma_train.data.teacher_store.shards import Origin, check_origin
+from gemma_train.errors import require
+from gemma_train.losses.distillation import Distillation, Online, Stored
+from gemma_train.metrics.wording import count, transfer
+from gemma_train.teachers.online import open_teacher
+
+
+def stored(config: RunConfig) -> Stored | None:
+    """The config of the store that a run learns from, if it does."""
+    if isinstance(config.loss, Distillation) and isinstance(config.loss.teacher, Stored):
+        return config.loss.teacher
+    return None
+
+
+def stored_candidates(config: RunConfig) -> int:
+    """How many candidates a position of the run's batches brings with it; 0 without a store."""
+    return store_codec(config).candidates if stored(config) else 0
+
+
+def with_teacher_online(config: RunConfig) -> RunConfig:
+    """The run whose step would compute what the store of this one holds."""
+    teacher = stored(config)
+    assert teacher is not None and isinstance(config.loss, Distillation)
+    online = Online(weights=teacher.weights, dtype=teacher.dtype)
+    return replace(config, loss=replace(config.loss, teacher=online))
+
+
+def store_codec(config: RunConfig) -> Codec:
+    """How the targets of a run are stored. Raises `UserError` for a sampler that is not for it."""
+    assert isinstance(config.loss, Distillation)
+    return codec(
+        config.loss.sampler,
+        vocabulary=config.model.vocabulary,
+        length=config.data.sequence_length,
+    )
+
+
+def origin(config: RunConfig, weights: Weights | None) -> Origin:
+    """What a run's targets are made with. `weights` are the teacher's, if they are here: read."""
+    teacher, loss = stored(config), config.loss
+    assert teacher is not None and isinstance(loss, Distillation)
+    return Origin(
+        tokenizer_sha256=storage.sha256(storage.existing(config.data.tokenizer, "tokenizer")),
+        vocabulary=config.model.vocabulary,
+        sequence_length=config.data.sequence_length,
+        sampler=repr(loss.sampler),
+        temperature=loss.temperature,
+        seed=loss.seed,
+        teacher=teacher.weights,
+        parameters_sha256=parameters_sha256(weights) if weights else None,
+        parameters=sum(t.size for t in weights.parameters.values()) if weights else None,
+        dtype=teacher.dtype,
+    )
+
+
+def open_store(config: RunConfig, say: Callable[[str], None]) -> TeacherStore | None:
+    """The store of a run that learns from one, with all that the run needs in it.
+
+    Where the teacher's own folder is here too, its parameters are read and compared; else the store
+    is believed. Raises `UserError` for whatever is missing or differs.
+    """
+    if (teacher := stored(config)) is None:
+        return None
+    store = TeacherStore(teacher.folder, store_codec(config))
+    there, here = store.description.head.origin, storage.path(teacher.weights).exists()
+    weights = open_teacher(with_teacher_online(config)) if here else None
+    check_origin(teacher.folder, there, origin(config, weights))
+    if weights is None and there.teacher != teacher.weights:
+        say(
+            f"teacher store {teacher.folder} was made with {there.teacher!r}; loss.teacher.weights "
+            f"is {teacher.weights!r}, which is not here to compare: the store is believed"
+        )
+    needed = config.steps * config.data.batch_rows
+    missing = missing_rows(config.data, store, needed)
+    require(
+        not missing,
+        f"teacher store {teacher.folder!r} lacks {missing:,} of the rows that {config.steps:,} "
+        "steps need: gemma-train teacher with this config adds them",
+    )
+    say(_told(store))
+    return store
+
+
+def _told(store: TeacherStore) -> str:
+    there = store.description
+    tokens, origin = there.total("tokens"), there.head.origin
+    assert origin.parameters is not None
+    return (
+        f"teacher: {count(origin.parameters)} parameters of {origin.teacher}, stored in "
+        f"{store.folder}: {tokens:,} tokens, {origin.sampler}, {transfer(there.total('bytes'))} "
+        f"({there.total('bytes') / max(tokens, 1):.0f} B a token)"
+    )

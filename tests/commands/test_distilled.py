@@ -1,0 +1,102 @@
+"""A run that is taught: told, killed and resumed bit for bit, refused in a line, planned."""
+
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sentencepiece import sentencepiece_model_pb2
+
+from gemma_train.commands import command_line
+from gemma_train.run_files import TOKENIZER
+from tests.commands.test_train import kill_at, saved_arrays, steps_of
+
+TAUGHT = """
+from dataclasses import replace
+
+config = replace(
+    config,
+    loss=Distillation(
+        teacher=Online(weights={teacher!r}, dtype="float32"),
+        sampler=Priority(candidates=16),
+        chunk=64,
+    ),
+)
+"""
+
+
+@pytest.fixture
+def taught_config(write_config, finished_run):
+    """Writes the config of a small run in `folder` that a finished run teaches."""
+
+    def write(folder: Path, teacher: str | None = None) -> str:
+        file = Path(write_config(folder))
+        teacher = teacher or str(finished_run[0])
+        file.write_text(file.read_text() + TAUGHT.format(teacher=teacher))
+        return str(file)
+
+    return write
+
+
+def test_a_taught_run_killed_at_any_moment_resumes_bit_for_bit(
+    tmp_path, taught_config, gemma_train, finished_run
+):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    done = gemma_train("train", taught_config(whole))
+    assert done.returncode == 0, done.stderr
+    assert f"parameters of {finished_run[0]} after 12 steps, float32, split" in done.stdout
+    config = taught_config(killed)
+    code, _ = kill_at(config, killed, 5, signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    again = gemma_train("train", config)
+    assert again.returncode == 0, again.stderr
+    for name in ("loss", "gradient_norm", "cross_entropy"):
+        expected = {number: line[name] for number, line in steps_of(whole).items()}
+        assert {number: line[name] for number, line in steps_of(killed).items()} == expected
+    one, other = saved_arrays(whole, 12), saved_arrays(killed, 12)
+    assert one.keys() == other.keys() == saved_arrays(finished_run[0], 12).keys()
+    for path, leaf in one.items():
+        np.testing.assert_array_equal(other[path], leaf, err_msg=path)
+
+
+def refusal_of(capsys, *words: str) -> str:
+    assert command_line.run(list(words)) == 2
+    told = capsys.readouterr().err.strip()
+    assert told.startswith("gemma-train: ")
+    assert "\n" not in told
+    return told
+
+
+def test_a_teacher_that_is_not_there_is_refused_before_anything_is_made(
+    tmp_path, taught_config, capsys
+):
+    config = taught_config(tmp_path / "run", teacher="no/where")
+    assert "'no/where' does not exist" in refusal_of(capsys, "train", config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_with_another_tokenizer_is_refused(
+    tmp_path, taught_config, finished_run, corpus, capsys
+):
+    teacher = tmp_path / "teacher"
+    shutil.copytree(finished_run[0], teacher)
+    proto = sentencepiece_model_pb2.ModelProto.FromString(
+        (Path(corpus) / "tokenizer.model").read_bytes()
+    )
+    proto.pieces[-1].piece += "x"
+    (teacher / TOKENIZER).write_bytes(proto.SerializeToString())
+    told = refusal_of(capsys, "train", taught_config(tmp_path / "run", teacher=str(teacher)))
+    assert str(teacher / TOKENIZER) in told
+    assert f"{corpus}/tokenizer.model" in told
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_plan_counts_the_teacher(tmp_path, taught_config, capsys):
+    config = taught_config(tmp_path / "run")
+    words = ("plan", config, "--topology", "v5e:2x2", "--mesh.data", "4", "--compile", "False")
+    assert command_line.run([*words, "--compute.dtype", "bfloat16"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("  teacher ") and "in the step" in line for line in lines)
+    assert any(line.split()[:1] == ["teacher"] and "KiB" in line for line in lines)
+    assert any("of the teacher, forward" in line for line in lines)

@@ -1,0 +1,416 @@
+"""The teacher's pass in processes of its own: killed, shared, repeated, refused."""
+
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+from gemma_train import storage
+from gemma_train.config import RunConfig, TokenSource, load
+from gemma_train.conversion.load import open_weights
+from gemma_train.data.pipeline import batches
+from gemma_train.data.teacher_store.reading import TeacherStore
+from gemma_train.data.teacher_store.shards import read_description
+from gemma_train.errors import UserError
+from gemma_train.losses.distillation import Stored, taught
+from gemma_train.placement import place
+from gemma_train.samplers import Counts, Dense, Gumbel, Priority, TopK
+from gemma_train.teachers.online import load_teacher
+from gemma_train.teachers.stored import open_store, store_codec, with_teacher_online
+from gemma_train.teachers.writing import check_disk, plan_store, share_of, write_share
+from gemma_train.tokenizer.training import TokenizerConfig, train_tokenizer
+from tests.commands.conftest import command, environment
+from tests.commands.test_train import steps_of
+
+DISTILLED = """
+from dataclasses import replace
+from gemma_train.config import Distillation, Online, Priority, Stored, TopK, load
+
+run = load({run!r})
+config = replace(
+    run,
+    folder={folder!r},
+    loss=Distillation(
+        teacher=Stored(folder={store!r}, weights={weights!r}), sampler={sampler}, chunk=64
+    ),
+)
+"""
+SHARDS = ("--shard-tokens", "256")  # 4 rows of 64 tokens: 12 shards of the run's 48 rows
+
+
+@pytest.fixture
+def write_distilled(tmp_path, finished_run):
+    """Writes the config of a student of the finished run, and returns its path."""
+    folder, run = finished_run
+
+    def write(name: str = "student", *, store: Path, sampler="TopK(candidates=16)", weights=None):
+        file = tmp_path / f"{name}.py"
+        text = DISTILLED.format(
+            run=run,
+            folder=str(tmp_path / name),
+            store=str(store),
+            weights=str(weights or folder),
+            sampler=sampler,
+        )
+        file.write_text(text)
+        return str(file)
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def whole_store(tmp_path_factory, finished_run, gemma_train) -> tuple[Path, str]:
+    """(store, config) of a pass that nothing disturbed."""
+    folder, run = finished_run
+    place = tmp_path_factory.mktemp("teachers")
+    config = place / "whole.py"
+    config.write_text(
+        DISTILLED.format(
+            run=run,
+            folder=str(place / "student"),
+            store=str(place / "whole"),
+            weights=str(folder),
+            sampler="TopK(candidates=16)",
+        )
+    )
+    done = gemma_train("teacher", str(config), *SHARDS)
+    assert done.returncode == 0, done.stderr
+    assert "48 rows to write" in done.stdout
+    assert "B a token" in done.stdout
+    return place / "whole", str(config)
+
+
+def assert_same_files(one: Path, other: Path) -> None:
+    names = sorted(path.name for path in one.iterdir())
+    assert names == sorted(path.name for path in other.iterdir())
+    for name in names:
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+
+
+def test_a_pass_killed_at_any_moment_resumes_byte_for_byte(
+    tmp_path, write_distilled, whole_store, gemma_train
+):
+    store = tmp_path / "killed"
+    config = write_distilled(store=store)
+    finished = int(np.random.default_rng(time.time_ns()).integers(1, 12))
+    process = subprocess.Popen(
+        command("teacher", config, *SHARDS), env=environment(), stdout=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if len(list(store.glob("targets-*.json"))) >= finished:
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.001)
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL, "the pass ended by itself"
+    kept = {path: path.stat().st_mtime_ns for path in store.glob("targets-*.json")}
+    assert len(kept) >= finished
+    again = gemma_train("teacher", config, *SHARDS)
+    assert again.returncode == 0, again.stderr
+    assert f"{4 * (12 - len(kept))} rows to write" in again.stdout
+    assert all(path.stat().st_mtime_ns == when for path, when in kept.items())
+    for leftover in store.glob(".*.writing"):
+        leftover.unlink()
+    assert_same_files(store, whole_store[0])
+
+
+def test_writers_of_one_folder_make_what_one_would(
+    tmp_path, write_distilled, whole_store, gemma_train
+):
+    store = tmp_path / "shared"
+    config = write_distilled(store=store)
+    processes = [
+        subprocess.Popen(
+            command("teacher", config, *SHARDS, "--writer", str(number), "--writers", "2"),
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in (0, 1)
+    ]
+    told = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], told
+    assert_same_files(store, whole_store[0])
+
+
+def test_one_writer_of_two_leaves_a_store_that_is_not_finished(
+    tmp_path, write_distilled, whole_store, gemma_train
+):
+    store = tmp_path / "half"
+    config = write_distilled(store=store)
+    done = gemma_train("teacher", config, *SHARDS, "--writer", "1", "--writers", "2")
+    assert done.returncode == 0, done.stderr
+    assert "6 of 12 shards are there" in done.stdout
+    refused = gemma_train("train", config)
+    assert refused.returncode == 2
+    assert "holds no finished teacher store (no teacher.json)" in refused.stderr
+    assert not (tmp_path / "student" / "config.py").exists()
+    # Another number of writers takes over what is left.
+    done = gemma_train("teacher", config, *SHARDS)
+    assert "24 rows to write" in done.stdout
+    assert_same_files(store, whole_store[0])
+
+
+def test_a_complete_store_is_left_as_it_is(whole_store, gemma_train):
+    store, config = whole_store
+    before = {path: path.stat().st_mtime_ns for path in store.iterdir()}
+    again = gemma_train("teacher", config, *SHARDS, "--verify")
+    assert again.returncode == 0, again.stderr
+    assert "is complete; to write it anew, remove the folder. It holds 48 rows" in again.stdout
+    assert "checksums: all equal" in again.stdout
+    assert {path: path.stat().st_mtime_ns for path in store.iterdir()} == before
+
+
+def test_a_dry_run_writes_nothing(tmp_path, write_distilled, gemma_train):
+    store = tmp_path / "dry"
+    done = gemma_train("teacher", write_distilled(store=store), *SHARDS, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "48 rows to write, 3.07k tokens" in done.stdout
+    assert not store.exists()
+
+
+def test_a_mesh_gives_the_same_candidates(tmp_path, write_distilled, whole_store, gemma_train):
+    store = tmp_path / "meshed"
+    config = write_distilled(store=store)
+    mesh = ("--mesh.data", "2", "--mesh.seq", "2")
+    done = gemma_train("teacher", config, *SHARDS, *mesh, devices=4)
+    assert done.returncode == 0, done.stderr
+    run = load(config)
+    streams = [
+        batches(
+            run.data,
+            start_row=0,
+            batch_indices=range(4),
+            teacher=TeacherStore(str(folder), store_codec(run)),
+        )
+        for folder in (store, whole_store[0])
+    ]
+    for _ in range(12):
+        one, other = (next(stream) for stream in streams)
+        same = (one.candidates_btq == other.candidates_btq).all(axis=-1)
+        assert same.mean() > 0.98  # the 16th and the 17th may be as likely
+        np.testing.assert_allclose(
+            one.probabilities_btq[same], other.probabilities_btq[same], atol=0.02
+        )
+    for stream in streams:
+        stream.close()
+
+
+def test_two_processes_write_one_store(tmp_path, write_distilled, whole_store):
+    store = tmp_path / "joined"
+    config = write_distilled(store=store)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    joined = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    words = ("--mesh.data", "2", "--mesh.runtime", "many_processes")
+    processes = [
+        subprocess.Popen(
+            command("teacher", config, *SHARDS, *words),
+            env={**environment(1), **joined, "JAX_PROCESS_ID": str(number)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in (0, 1)
+    ]
+    told = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], told
+    there, expected = read_description(str(store)), read_description(str(whole_store[0]))
+    assert there.head == expected.head
+    assert there.total("tokens") == expected.total("tokens")
+
+
+def test_a_student_of_too_few_rows_is_told_how_many_and_what_adds_them(
+    tmp_path, whole_store, gemma_train
+):
+    store, config = whole_store
+    copy = tmp_path / "copy"
+    shutil.copytree(store, copy)
+    words = ("--loss.teacher.folder", str(copy), "--folder", str(tmp_path / "student"))
+    refused = gemma_train("train", config, *words, "--steps", "14")
+    assert refused.returncode == 2
+    assert "lacks 8 of the rows that 14 steps need: gemma-train teacher" in refused.stderr
+    assert not (tmp_path / "student" / "config.py").exists()
+    added = gemma_train("teacher", config, *words, *SHARDS, "--steps", "14")
+    assert added.returncode == 0, added.stderr
+    assert "8 rows to write" in added.stdout
+    assert read_description(str(copy)).total("rows") == 56
+
+
+@pytest.mark.parametrize(
+    ("verb", "words"), [("teacher", SHARDS), ("train", ("--folder", "nowhere"))]
+)
+def test_a_config_that_is_not_the_stores_is_refused(whole_store, gemma_train, verb, words):
+    refused = gemma_train(verb, whole_store[1], *words, "--loss.seed", "4")
+    assert refused.returncode == 2
+    assert "loss.seed 0 there, 4 here" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+    assert not Path("nowhere").exists()
+
+
+def test_another_teacher_is_refused_and_an_absent_one_believed(
+    tmp_path, write_distilled, whole_store, finished_run, gemma_train
+):
+    store, _ = whole_store
+    run, _ = finished_run
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    newest = max((other / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    shutil.rmtree(newest)
+    refused = gemma_train("train", write_distilled(store=store, weights=other))
+    assert refused.returncode == 2
+    assert "teacher's parameters (SHA-256)" in refused.stderr
+    away = write_distilled(store=store, weights=tmp_path / "away")
+    believed = gemma_train("train", away, "--steps", "2")
+    assert believed.returncode == 0, believed.stderr
+    assert "which is not here to compare: the store is believed" in believed.stdout
+    refused = gemma_train("teacher", away, *SHARDS)
+    assert refused.returncode == 2
+    assert "away' does not exist" in refused.stderr
+
+
+def stored_config(whole_store, **changes) -> RunConfig:
+    """The config of the store's student, with fields of its loss changed."""
+    config = load(whole_store[1])
+    return replace(config, loss=replace(config.loss, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 4}, "loss.seed 0 there, 4 here"),
+        ({"temperature": 2.0}, "loss.temperature 1.0 there, 2.0 here"),
+        ({"sampler": TopK(candidates=17)}, r"loss.sampler .*candidates=16.* there, .*=17.* here"),
+        ({"sampler": Counts(candidates=16)}, "loss.sampler 'TopK.* there, 'Counts.* here"),
+        ({"sampler": Dense()}, r"loss.sampler is Dense\(\): all of the vocabulary is too much"),
+    ],
+)
+def test_a_store_is_opened_for_its_own_loss_alone(whole_store, changes, message):
+    with pytest.raises(UserError, match=message):
+        open_store(stored_config(whole_store, **changes), print)
+
+
+def test_a_store_is_opened_for_its_own_data_and_tokenizer_alone(whole_store, tmp_path):
+    config = stored_config(whole_store)
+    shorter = replace(config, data=replace(config.data, sequence_length=32))
+    with pytest.raises(UserError, match="data.sequence_length 64 there, 32 here"):
+        open_store(shorter, print)
+    other = epath.Path(tmp_path / "other.model")
+    texts = [Path(__file__).read_text(), Path(storage.__file__).read_text()]
+    train_tokenizer(texts, TokenizerConfig(path=str(other), vocabulary=600), other)
+    renamed = replace(config, data=replace(config.data, tokenizer=str(other)))
+    with pytest.raises(UserError, match="was made with the tokenizer"):
+        open_store(renamed, print)
+    away = replace(config.loss, teacher=replace(config.loss.teacher, weights="away"))
+    with pytest.raises(UserError, match=r"\(tokenizer '\w+' there, '\w+' here"):
+        open_store(replace(renamed, loss=away), print)
+    held_out = TokenSource(path=config.data.held_out[0])
+    elsewhere = replace(config, data=replace(config.data, train=(held_out,)))
+    with pytest.raises(UserError, match=r"was made from '.*train'.*, not from '.*held_out'"):
+        open_store(elsewhere, print)
+    assert open_store(replace(config, steps=1), print) is not None
+
+
+def test_a_disk_without_room_is_refused_naming_both(whole_store, monkeypatch):
+    config = stored_config(whole_store, teacher=Stored(folder="nowhere", weights="teacher"))
+    weights = open_weights(stored_config(whole_store).loss.teacher.weights)
+    share = share_of(plan_store(config, weights, shard_tokens=256), writer=0, writers=1)
+    assert share.rows == share.left == 48
+    monkeypatch.setattr(storage, "free_bytes", lambda folder: 1234)
+    with pytest.raises(
+        UserError, match=r"'nowhere' needs about [\d,]+ bytes and its disk has 1,234"
+    ):
+        check_disk(share, store_codec(config), print)
+
+
+@pytest.mark.parametrize(
+    "sampler", [TopK(candidates=64), Gumbel(candidates=64), Priority(candidates=64)], ids=str
+)
+def test_what_is_stored_is_what_the_teacher_would_say_in_the_step(
+    whole_store, tmp_path, sampler, mesh_of
+):
+    """The stored targets' divergence from the online ones, and what it does to a loss, in nats."""
+    config = stored_config(whole_store, sampler=sampler)
+    teacher = replace(config.loss.teacher, folder=str(tmp_path / "store"))
+    config = replace(config, loss=replace(config.loss, teacher=teacher), steps=2)
+    weights = open_weights(teacher.weights)
+    plan = plan_store(config, weights, shard_tokens=256)
+    with mesh_of():
+        mesh = jax.sharding.get_mesh()
+        share = share_of(plan, writer=0, writers=1)
+        write_share(config, weights, share, mesh, lambda text: None)
+        plan.conclude(plan.finished())
+        store = open_store(config, lambda text: None)
+        model = load_teacher(with_teacher_online(config), weights)
+        with batches(config.data, start_row=0, batch_indices=range(4), teacher=store) as stream:
+            stored_batch = next(stream)
+        silent = replace(stored_batch, candidates_btq=None, probabilities_btq=None)
+        online = jax.jit(taught, static_argnums=2)(model, place(silent, mesh, 4), config.loss)
+    counts = stored_batch.weights_bt > 0
+    stored_targets, online_targets = (
+        dense(np.asarray(b.candidates_btq)[counts], np.asarray(b.probabilities_btq)[counts])
+        for b in (stored_batch, online)
+    )
+    assert ((stored_targets > 0) == (online_targets > 0)).all()
+    some = stored_targets > 0
+    ratio = np.log(stored_targets[some] / online_targets[some])
+    gap = stored_targets - online_targets
+    divergence = ((stored_targets[some] * ratio).sum() - gap.sum()) / len(gap)
+    assert 0 <= divergence < 6e-4
+    assert abs((gap * np.log(600)).sum() / len(gap)) < 5e-3  # the loss of a student that is even
+
+
+def dense(ids_nq: np.ndarray, weights_nq: np.ndarray) -> np.ndarray:
+    """Targets as vectors over the vocabulary of 600."""
+    found = np.zeros((len(ids_nq), 600))
+    for row, ids, weights in zip(found, ids_nq, weights_nq, strict=True):
+        np.add.at(row, ids, weights)
+    return found
+
+
+@pytest.mark.parametrize("sampler", ["TopK(candidates=64)", "Priority(candidates=64)"])
+def test_a_stored_teacher_gives_the_loss_curve_of_one_in_the_step(
+    tmp_path, write_distilled, gemma_train, sampler
+):
+    """Same sampler, same seed: what differs is 8-bit weights, under 2e-3 nats at every step."""
+    stored = write_distilled("stored", store=tmp_path / "store", sampler=sampler)
+    online = tmp_path / "online.py"
+    text = Path(stored).read_text().replace("student", "online").replace("Stored(", "Online(")
+    text = re.sub(r"folder='[^']*store', ", "", text).replace("/stored'", "/online'")
+    online.write_text(text.replace("Stored,", "Online,").replace("dtype", "dtype"))
+    for words in (("teacher", stored), ("train", stored), ("train", str(online))):
+        more = ("--loss.teacher.dtype", "float32") if words[1] == str(online) else ()
+        done = gemma_train(*words, *more)
+        assert done.returncode == 0, done.stderr
+    one, other = (steps_of(tmp_path / name) for name in ("stored", "online"))
+    assert one.keys() == other.keys() == set(range(1, 13))
+    gaps = [abs(one[step]["loss"] - other[step]["loss"]) for step in one]
+    assert max(gaps) < 2e-3
+
+
+def test_what_is_no_distilled_run_is_refused(finished_run, gemma_train):
+    _, config = finished_run
+    refused = gemma_train("teacher", config)
+    assert refused.returncode == 2
+    assert "loss is NextToken without a store: set loss=Distillation(" in refused.stderr
+
+
+def test_wrong_arguments_are_named(whole_store, gemma_train):
+    for message, words in {
+        "writer is 2: must be 0 to 1, for writers is 2": ("--writer", "2", "--writers", "2"),
+        "shard_tokens is 0: must be at least 1": ("--shard-tokens", "0"),
+    }.items():
+        refused = gemma_train("teacher", whole_store[1], *words)
+        assert refused.returncode == 2
+        assert message in refused.stderr

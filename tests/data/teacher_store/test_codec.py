@@ -1,0 +1,205 @@
+"""Targets to bytes and back: what they take, and what they lose."""
+
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+
+from gemma_train.data.example import Row, padding
+from gemma_train.data.teacher_store.codec import codec
+from gemma_train.errors import UserError
+from gemma_train.samplers import Counts, Dense, Gumbel, Multinomial, Priority, Sampler, TopK
+
+VOCABULARY, LENGTH = 262_144, 48
+
+
+def made_row(sampler: Sampler, vocabulary: int = VOCABULARY, silent: int = 0) -> Row:
+    """A row of a synthetic teacher, whose last positions may carry no loss."""
+    row = Row(*map(np.copy, _made(sampler, vocabulary)))
+    row.weights[LENGTH - silent :] = 0
+    return row
+
+
+@cache
+def _made(sampler: Sampler, vocabulary: int) -> Row:
+    """p ~ rank^-e, e about 1.3, and the ids of the ranks others at every position."""
+    random = np.random.default_rng(0)
+    row = padding(1, LENGTH, sampler.candidates).row(0)
+    row.tokens[:] = random.integers(0, vocabulary, LENGTH)
+    row.weights[:] = 1
+    for position in range(LENGTH):
+        p = np.arange(1, vocabulary + 1.0) ** -random.uniform(0.9, 1.7)
+        ids = random.permutation(vocabulary)
+        drawn, weights = draw(sampler, p / p.sum(), random)
+        row.candidates[position], row.probabilities[position] = ids[drawn], weights
+    return row
+
+
+def draw(sampler: Sampler, p: np.ndarray, random) -> tuple[np.ndarray, np.ndarray]:
+    """(ranks, weights): written a second time, apart from the kernel that does it on a device."""
+    count = sampler.candidates
+    match sampler:
+        case TopK():
+            drawn = np.arange(count)
+        case Gumbel():
+            drawn = np.argsort(-(np.log(p) + random.gumbel(size=p.size)))[:count]
+        case Multinomial() | Counts():
+            drawn = random.choice(p.size, count, p=p)
+        case Priority():
+            ratio = p / random.random(p.size)
+            order = np.argsort(-ratio)[: count + 1]
+            return order[:-1], np.maximum(p[order[:-1]], ratio[order[-1]])
+    if isinstance(sampler, Counts):
+        return drawn, np.full(count, 1 / count)
+    first = np.isin(np.arange(count), np.unique(drawn, return_index=True)[1])
+    weights = np.where(first, p[drawn], 0)
+    return drawn, weights / weights.sum()
+
+
+def through(sampler: Sampler, row: Row, vocabulary: int = VOCABULARY):
+    """(the record's bytes, what is decoded of them)."""
+    made = codec(sampler, vocabulary=vocabulary, length=LENGTH)
+    record = made.encode(row)
+    return record, made.decode(record)
+
+
+def dense(ids: np.ndarray, weights: np.ndarray, vocabulary: int) -> np.ndarray:
+    """The target as a vector over the vocabulary."""
+    return np.bincount(ids, weights, vocabulary)
+
+
+ALL = (TopK(), Gumbel(), Multinomial(), Counts(), Priority(candidates=64), TopK(candidates=1))
+
+
+@pytest.mark.parametrize("sampler", ALL, ids=str)
+@pytest.mark.parametrize("vocabulary", [300, 70_000, VOCABULARY])
+def test_every_candidate_comes_back_and_its_weight_nearly(sampler, vocabulary):
+    row = made_row(sampler, vocabulary)
+    _, found = through(sampler, row, vocabulary)
+    np.testing.assert_array_equal(found.tokens, row.tokens)
+    assert found.taught.all()
+    assert found.candidates.dtype == np.int32 and found.probabilities.dtype == np.float32
+    for position in range(LENGTH):
+        ids, weights = row.candidates[position], row.probabilities[position]
+        assert found.candidates[position].tolist() == sorted(ids)
+        there = dense(ids, weights, vocabulary)
+        here = dense(found.candidates[position], found.probabilities[position], vocabulary)
+        large = there > 1e-8
+        np.testing.assert_allclose(here[large], there[large], rtol=0.2)
+        assert np.abs(here - there).max() < 5e-3
+
+
+@pytest.mark.parametrize("sampler", [TopK(), Gumbel(), Multinomial()], ids=str)
+def test_what_quantisation_costs_is_under_a_thousandth_of_a_nat(sampler):
+    """The divergence of the stored target from the true one; both sum to 1."""
+    row = made_row(sampler)
+    _, found = through(sampler, row)
+    np.testing.assert_allclose(found.probabilities.sum(axis=1), 1, atol=1e-6)
+    losses = []
+    for position in range(LENGTH):
+        true = dense(row.candidates[position], row.probabilities[position], VOCABULARY)
+        kept = dense(found.candidates[position], found.probabilities[position], VOCABULARY)
+        some = kept > 0
+        losses.append((kept[some] * np.log(kept[some] / true[some])).sum())
+    assert 0 < np.mean(losses) < 6e-4
+    assert max(losses) < 1.5e-3
+
+
+def test_priority_keeps_tau_exactly_and_its_sum_to_half_a_thousandth():
+    sampler = Priority(candidates=64)
+    row = made_row(sampler)
+    _, found = through(sampler, row)
+    taus = row.probabilities.min(axis=1)
+    np.testing.assert_array_equal(found.probabilities.min(axis=1) <= taus, True)
+    at_tau = (row.probabilities == taus[:, None]).sum(axis=1)
+    assert at_tau.mean() > 20
+    np.testing.assert_array_equal((found.probabilities == taus[:, None]).sum(axis=1), at_tau)
+    error = found.probabilities.sum(axis=1) - row.probabilities.sum(axis=1)
+    assert np.abs(error).max() < 6e-4  # half a step of float16
+    assert abs(error.mean()) < 2e-4
+
+
+def test_counts_are_exact():
+    row = made_row(Counts())
+    _, found = through(Counts(), row)
+    np.testing.assert_array_equal(found.probabilities, np.float32(1 / 256))
+
+
+@pytest.mark.parametrize(
+    ("sampler", "most"), [(TopK(), 640), (Gumbel(), 640), (Priority(candidates=64), 200)], ids=str
+)
+def test_a_token_takes_no_more_than_it_should(sampler, most):
+    row = made_row(sampler)
+    record, _ = through(sampler, row)
+    assert len(record) / LENGTH < most
+    estimate = codec(sampler, vocabulary=VOCABULARY, length=LENGTH).estimated_bytes
+    assert 0.9 < estimate / (len(record) / LENGTH) < 1.25
+
+
+def test_positions_without_loss_take_no_room_and_come_back_without_targets():
+    whole, half = made_row(TopK()), made_row(TopK(), silent=LENGTH // 2)
+    record, found = through(TopK(), half)
+    assert len(record) < 0.6 * len(through(TopK(), whole)[0])
+    np.testing.assert_array_equal(found.taught, half.weights > 0)
+    assert found.candidates.shape == (LENGTH // 2, 256)
+    empty = made_row(TopK(), silent=LENGTH)
+    record, found = through(TopK(), empty)
+    assert not found.taught.any() and found.candidates.shape == (0, 256)
+    assert len(record) < 500
+
+
+@pytest.mark.parametrize("sampler", [TopK(), Counts(), Priority()], ids=str)
+def test_damage_is_found_wherever_it_is(sampler):
+    made = codec(sampler, vocabulary=VOCABULARY, length=LENGTH)
+    record = made.encode(made_row(sampler))
+    random = np.random.default_rng(0)
+    whole = made.decode(record)
+    for place in (*range(50), *random.integers(0, len(record), 50)):
+        damaged = bytearray(record)
+        damaged[place] ^= 1 << int(random.integers(8))
+        try:
+            found = made.decode(bytes(damaged))
+        except ValueError:
+            continue
+        # A flag of zstandard's that means nothing; what it decodes to is right.
+        for one, other in zip(found, whole, strict=True):
+            np.testing.assert_array_equal(one, other)
+    for size in (0, 3, 40, len(record) // 2, len(record) - 1):
+        with pytest.raises(ValueError):
+            made.decode(record[:size])
+    with pytest.raises(ValueError, match="length"):
+        made.decode(record + b"x")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"probabilities": np.nan}, "no number"),
+        ({"probabilities": -0.5}, "negative"),
+        ({"candidates": VOCABULARY}, "none of 262,144 ids"),
+        ({"candidates": -1}, "none of 262,144 ids"),
+    ],
+)
+def test_what_is_no_target_is_not_stored(change, message):
+    row = made_row(TopK())
+    for name, value in change.items():
+        getattr(row, name)[5, 7] = value
+    with pytest.raises(ValueError, match=message):
+        through(TopK(), row)
+
+
+def test_weights_that_are_no_counts_are_not_stored_as_such():
+    with pytest.raises(ValueError, match="not 1 / 256"):
+        through(Counts(), made_row(TopK()))
+
+
+def test_a_dense_target_is_refused():
+    with pytest.raises(UserError, match=r"loss.sampler is Dense\(\): all of the vocabulary is too"):
+        codec(Dense(), vocabulary=300, length=LENGTH)
+
+
+def test_a_codec_can_be_told_from_another():
+    made = codec(TopK(), vocabulary=VOCABULARY, length=LENGTH)
+    with pytest.raises(ValueError):
+        replace(made, candidates=255).decode(made.encode(made_row(TopK())))

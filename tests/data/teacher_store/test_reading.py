@@ -1,0 +1,404 @@
+"""Stores of made-up targets: written by several, read at random, refused where anything differs."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gemma_train.data.example import Row, padding
+from gemma_train.data.pipeline import DataConfig, TokenSource, batches, listed_batches
+from gemma_train.data.rows import Rows
+from gemma_train.data.shards import TokenDataset
+from gemma_train.data.teacher_store.codec import codec
+from gemma_train.data.teacher_store.plan import Plan, plan_of
+from gemma_train.data.teacher_store.reading import TeacherStore
+from gemma_train.data.teacher_store.rows import lesson, missing_rows, taught_rows
+from gemma_train.data.teacher_store.shards import (
+    Origin,
+    check_origin,
+    read_description,
+    verify,
+    write_shard,
+)
+from gemma_train.errors import UserError
+from gemma_train.samplers import TopK
+
+LENGTH, VOCABULARY, SAMPLER = 16, 600, TopK(candidates=4)
+CODEC = codec(SAMPLER, vocabulary=VOCABULARY, length=LENGTH)
+ORIGIN = Origin(
+    tokenizer_sha256="0" * 64,
+    vocabulary=VOCABULARY,
+    sequence_length=LENGTH,
+    sampler=repr(SAMPLER),
+    temperature=1.0,
+    seed=0,
+    teacher="runs/large",
+    parameters_sha256="1" * 64,
+    parameters=1000,
+    dtype="float32",
+)
+
+
+@pytest.fixture
+def config(write_dataset, made_documents, tokenizer, tmp_path) -> DataConfig:
+    one = write_dataset(tmp_path / "one", made_documents(1, count=120))
+    two = write_dataset(tmp_path / "two", made_documents(2, count=60))
+    return DataConfig(
+        tokenizer=tokenizer.name,
+        train=(TokenSource(path=one, weight=3), TokenSource(path=two, weight=1)),
+        sequence_length=LENGTH,
+        batch_rows=6,
+        read_threads=0,
+        prefetch_batches=2,
+    )
+
+
+def made_targets(row: Row) -> Row:
+    """A row with targets that follow from its own tokens."""
+    full = padding(1, LENGTH, SAMPLER.candidates).row(0)
+    for one, other in zip(full[:5], row[:5], strict=True):
+        one[:] = other
+    steps = np.arange(SAMPLER.candidates)
+    full.candidates[:] = (row.tokens[:, None] + 7 * steps) % VOCABULARY
+    full.probabilities[:] = [0.7, 0.2, 0.08, 0.02]
+    return full
+
+
+def planned(config: DataConfig, folder: Path, stream_rows: int, shard_rows: int = 10) -> Plan:
+    found = lesson(config, shard_rows)
+    rows = taught_rows(config, found, stream_rows)
+    return plan_of(str(folder), ORIGIN, found, rows, stream_rows=stream_rows)
+
+
+def write(plan: Plan, config: DataConfig, shards=None) -> None:
+    """Write shards (all, unless they are named) and, if all are there, the sidecar."""
+    paths = [dataset.path for dataset in plan.head.datasets]
+    datasets = [Rows(TokenDataset(path), LENGTH) for path in paths]
+    folder = Path(plan.folder)
+    folder.mkdir(exist_ok=True)
+    for number in plan.shards if shards is None else shards:
+        rows = plan.shards[number]
+        full = [made_targets(datasets[dataset][row]) for dataset, row in rows.tolist()]
+        records = [CODEC.encode(row) for row in full]
+        tokens = sum(int((row.weights > 0).sum()) for row in full)
+        write_shard(plan.folder, number, plan.head, rows=rows, records=records, tokens=tokens)
+    plan.conclude(plan.finished())
+
+
+def take(config: DataConfig, count: int, folder: Path | None = None, indices=None) -> list:
+    store = TeacherStore(str(folder), CODEC) if folder else None
+    indices = range(config.batch_rows) if indices is None else indices
+    with batches(config, start_row=0, batch_indices=indices, teacher=store) as stream:
+        return [next(stream) for _ in range(count)]
+
+
+@pytest.mark.parametrize(("workers", "threads"), [(0, 0), (0, 3), (2, 1)])
+def test_batches_bring_their_rows_own_targets(config, tmp_path, workers, threads):
+    write(planned(config, tmp_path / "store", 60), config)
+    config = dataclasses.replace(config, worker_processes=workers, read_threads=threads)
+    for plain, full in zip(take(config, 10), take(config, 10, tmp_path / "store"), strict=True):
+        np.testing.assert_array_equal(full.tokens_bt, plain.tokens_bt)
+        for index in range(6):
+            row, expected = full.row(index), made_targets(plain.row(index))
+            taught = expected.weights > 0
+            found = np.take_along_axis(
+                row.probabilities, np.argsort(-row.probabilities, axis=1, kind="stable"), axis=1
+            )
+            assert not row.probabilities[~taught].any()
+            np.testing.assert_allclose(found[taught], expected.probabilities[taught], rtol=0.05)
+            order = np.sort(expected.candidates, axis=1)
+            np.testing.assert_array_equal(row.candidates[taught], order[taught])
+
+
+def test_hosts_read_the_targets_of_their_own_rows(config, tmp_path):
+    write(planned(config, tmp_path / "store", 60), config)
+    whole = take(config, 2, tmp_path / "store")
+    part = take(config, 2, tmp_path / "store", indices=[1, 4])
+    for one, all_ in zip(part, whole, strict=True):
+        np.testing.assert_array_equal(one.probabilities_btq, all_.probabilities_btq[[1, 4]])
+        np.testing.assert_array_equal(one.candidates_btq, all_.candidates_btq[[1, 4]])
+
+
+def test_a_lesson_is_the_streams_rows_each_once_in_the_order_of_their_first_appearance(config):
+    found = lesson(config)
+    everything = taught_rows(config, found, 10_000)
+    lengths = [len(Rows(TokenDataset(source.path), LENGTH)) for source in config.train]
+    assert len(everything) == sum(lengths)
+    assert len({tuple(row) for row in everything.tolist()}) == len(everything)
+    rows = taught_rows(config, found, 30)
+    np.testing.assert_array_equal(rows, everything[: len(rows)])
+    paths = [dataset.path for dataset in found.datasets]
+    listed = listed_batches(config, paths, rows, batch_rows=6, batch_indices=range(6))
+    for one, other in zip(listed, take(config, 5), strict=True):
+        np.testing.assert_array_equal(one.tokens_bt, other.tokens_bt)
+
+
+def test_the_last_listed_batch_is_filled_with_rows_of_no_weight(config):
+    paths = [source.path for source in config.train]
+    rows = np.array([[0, 3], [1, 2], [0, 1]])
+    with listed_batches(config, paths, rows, batch_rows=2, batch_indices=range(2)) as stream:
+        first, second = stream
+    assert first.weights_bt.sum(axis=1).all()
+    assert second.weights_bt[0].any() and not second.weights_bt[1].any()
+
+
+def test_a_dataset_that_is_listed_twice_is_taught_once(config, tmp_path):
+    twice = dataclasses.replace(config, train=(*config.train, config.train[1]))
+    plan = planned(twice, tmp_path / "store", 10_000)
+    assert len(plan.head.datasets) == 2
+    rows = [tuple(row) for part in plan.shards.values() for row in part.tolist()]
+    assert len(set(rows)) == len(rows)
+    write(plan, twice)
+    store = TeacherStore(str(tmp_path / "store"), CODEC)
+    assert missing_rows(twice, store, 10_000) == 0
+    assert missing_rows(config, store, 10_000) == 0
+
+
+def test_a_source_that_is_not_taught_has_no_targets_and_takes_no_room(config, tmp_path):
+    sources = config.train[0], dataclasses.replace(config.train[1], taught=False)
+    config = dataclasses.replace(config, train=sources)
+    plan = planned(config, tmp_path / "store", 60)
+    assert [dataset.path for dataset in plan.head.datasets] == [sources[0].path]
+    write(plan, config)
+    batch = take(config, 1, tmp_path / "store")[0]
+    silent = ~batch.probabilities_btq.any(axis=(1, 2))
+    assert 1 <= silent.sum() <= 2
+    none = tuple(dataclasses.replace(source, taught=False) for source in sources)
+    with pytest.raises(UserError, match="no source of data.train is taught"):
+        lesson(dataclasses.replace(config, train=none))
+
+
+def test_writers_of_disjoint_shards_make_the_same_store_as_one(config, tmp_path):
+    whole, parts = (planned(config, tmp_path / name, 60) for name in ("whole", "parts"))
+    write(whole, config)
+    assert list(parts.shards) == [0, 1, 2, 3, 4, 5]
+    write(parts, config, shards=(1, 3, 5))
+    assert parts.conclude(parts.finished()) is None
+    with pytest.raises(UserError, match="holds no finished teacher store"):
+        TeacherStore(str(tmp_path / "parts"), CODEC)
+    write(parts, config, shards=(0, 2, 4))
+    names = sorted(path.name for path in (tmp_path / "whole").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "parts").iterdir())
+    for name in names:
+        content = [(tmp_path / folder / name).read_bytes() for folder in ("whole", "parts")]
+        assert content[0] == content[1], name
+
+
+def test_a_longer_run_adds_to_a_store_and_touches_nothing_in_it(config, tmp_path):
+    write(planned(config, tmp_path / "store", 25), config)
+    store = TeacherStore(str(tmp_path / "store"), CODEC)
+    assert missing_rows(config, store, 25) == 0
+    assert missing_rows(config, store, 60) == 35
+    before = {path: path.read_bytes() for path in (tmp_path / "store").glob("targets-*")}
+    longer = planned(config, tmp_path / "store", 60)
+    assert [len(rows) for rows in longer.shards.values()] == [10, 10, 10, 5]
+    assert list(longer.shards) == [3, 4, 5, 6]
+    write(longer, config)
+    assert {path: path.read_bytes() for path in before} == before
+    store = TeacherStore(str(tmp_path / "store"), CODEC)
+    assert missing_rows(config, store, 60) == 0
+    for shorter in (planned(config, tmp_path / "store", rows) for rows in (25, 60)):
+        assert not shorter.shards
+        assert shorter.conclude({}) == store.description
+    verify(str(tmp_path / "store"))
+    assert store.description.total("rows") == sum(store.description.dataset_rows) == 60
+
+
+def test_another_order_and_another_dataset_add_what_is_missing_alone(config, tmp_path):
+    one = dataclasses.replace(config, train=config.train[:1])
+    write(planned(one, tmp_path / "store", 60), one)
+    other = dataclasses.replace(config, shuffle_seed=3, train=config.train[::-1])
+    store = TeacherStore(str(tmp_path / "store"), CODEC)
+    with pytest.raises(UserError, match="was made from"):
+        missing_rows(other, store, 60)
+    plan = planned(other, tmp_path / "store", 60)
+    assert 15 < sum(map(len, plan.shards.values())) < 60
+    write(plan, other)
+    store = TeacherStore(str(tmp_path / "store"), CODEC)
+    assert missing_rows(one, store, 60) == missing_rows(other, store, 60) == 0
+    for each in (one, other):
+        for plain, full in zip(take(each, 10), take(each, 10, tmp_path / "store"), strict=True):
+            np.testing.assert_array_equal(full.probabilities_btq.any(axis=-1), plain.weights_bt > 0)
+
+
+def test_a_shard_that_lost_its_records_is_written_once_more(config, tmp_path):
+    plan = planned(config, tmp_path / "store", 60)
+    write(plan, config)
+    lost = tmp_path / "store" / "targets-00002.bin"
+    content, sidecar = lost.read_bytes(), (tmp_path / "store" / "teacher.json").read_bytes()
+    lost.unlink()
+    again = planned(config, tmp_path / "store", 60)
+    assert list(again.shards) == [2]
+    assert again.finished() == {}
+    write(again, config)
+    assert lost.read_bytes() == content
+    assert (tmp_path / "store" / "teacher.json").read_bytes() == sidecar
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shuffle_seed": 1}, "data.shuffle_seed 0 there, 1 here"),
+        ({"train": "swapped"}, r"data.weights \(3, 1\) there, \(1, 3\) here"),
+    ],
+)
+def test_shards_that_another_run_began_are_not_taken_over(config, tmp_path, change, message):
+    write(planned(config, tmp_path / "store", 30), config, shards=(0, 1))
+    if change == {"train": "swapped"}:
+        weights = zip(config.train, (1, 3), strict=True)
+        change = {"train": tuple(dataclasses.replace(s, weight=weight) for s, weight in weights)}
+    other = planned(dataclasses.replace(config, **change), tmp_path / "store", 30)
+    with pytest.raises(UserError, match=message):
+        other.finished()
+    with pytest.raises(UserError, match="data.shard_rows 10 there, 7 here"):
+        planned(config, tmp_path / "store", 30, shard_rows=7).finished()
+    with pytest.raises(UserError, match="it holds 10 rows from .* due are 5 from"):
+        planned(config, tmp_path / "store", 15).finished()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("tokenizer_sha256", "2" * 64, "tokenizer '0000.*' there, '2222.*' here"),
+        ("vocabulary", 601, "model.vocabulary 600 there, 601 here"),
+        ("sequence_length", 32, "data.sequence_length 16 there, 32 here"),
+        ("sampler", repr(TopK(candidates=5)), "loss.sampler .*candidates=4.* there, .*=5.* here"),
+        ("temperature", 2.0, "loss.temperature 1.0 there, 2.0 here"),
+        ("seed", 1, "loss.seed 0 there, 1 here"),
+        ("parameters_sha256", "3" * 64, r"parameters \(SHA-256\) '1111.*' there, '3333.*' here"),
+        ("parameters", 7, "number of parameters 1000 there, 7 here"),
+        ("dtype", "bfloat16", "loss.teacher.dtype 'float32' there, 'bfloat16' here"),
+    ],
+)
+def test_every_difference_of_origin_is_refused_with_both_values(field, value, message):
+    with pytest.raises(UserError, match=message) as raised:
+        check_origin("store", ORIGIN, dataclasses.replace(ORIGIN, **{field: value}))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_teacher_is_known_by_its_parameters_and_not_by_its_folder():
+    check_origin("store", ORIGIN, dataclasses.replace(ORIGIN, teacher="elsewhere"))
+    check_origin(
+        "store", ORIGIN, dataclasses.replace(ORIGIN, parameters_sha256=None, parameters=None)
+    )
+
+
+def test_rows_of_other_tokens_are_refused_by_dataset_row_and_position(config, tmp_path):
+    plan = planned(config, tmp_path / "store", 60)
+    write(plan, config)
+    dataset, number = plan.shards[0][0].tolist()
+    path = plan.head.datasets[dataset].path
+    tokens = Path(path) / "tokens-00000.bin"
+    changed = bytearray(tokens.read_bytes())
+    place = 4 * (number * LENGTH + 5)
+    was = int.from_bytes(changed[place : place + 4], "little")
+    changed[place : place + 4] = (was ^ 1).to_bytes(4, "little")
+    tokens.write_bytes(changed)
+    message = (
+        f"row {number:,} of dataset '{path}' has token {was ^ 1} at position 5, teacher store "
+        f".* was made with {was}"
+    )
+    with pytest.raises(UserError, match=message):
+        take(config, 1, tmp_path / "store")
+
+
+def test_another_dataset_is_refused(config, tmp_path, write_dataset, made_documents):
+    write(planned(config, tmp_path / "store", 60), config)
+    other = write_dataset(tmp_path / "other", made_documents(9, count=60))
+    config = dataclasses.replace(config, train=(config.train[0], TokenSource(path=other)))
+    with pytest.raises(UserError, match=r"was made from .*one.*two.*, not from .*other.* \("):
+        take(config, 1, tmp_path / "store")
+
+
+def damage(file: Path, how: str) -> None:
+    content = bytearray(file.read_bytes())
+    if how == "flipped":
+        content[len(content) // 2] ^= 4
+    file.write_bytes(b"{" if how == "garbled" else content[:-3] if how == "cut" else content)
+    if how == "missing":
+        file.unlink()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_flipped_bit_in_a_record_is_found_when_it_is_read(config, tmp_path, workers):
+    write(planned(config, tmp_path / "store", 60), config)
+    damage(tmp_path / "store" / "targets-00000.bin", "flipped")
+    config = dataclasses.replace(config, worker_processes=workers, read_threads=1)
+    with pytest.raises(UserError, match=r"targets-00000.bin' is damaged: row \d+ of dataset"):
+        take(config, 2, tmp_path / "store")
+    with pytest.raises(UserError, match=r"targets-00000.bin' is damaged \(its SHA-256 is"):
+        verify(str(tmp_path / "store"))
+
+
+@pytest.mark.parametrize(
+    ("name", "how", "message"),
+    [
+        ("targets-00001.bin", "cut", r"targets-00001.bin' has [\d,]+ bytes, it should have"),
+        ("targets-00001.bin", "missing", "targets-00001.bin' is missing: run gemma-train teacher"),
+        ("targets-00001.rows", "flipped", r"targets-00001.rows' is damaged \(its SHA-256"),
+        ("targets-00001.rows", "cut", r"targets-00001.rows' is damaged \(its SHA-256"),
+        ("targets-00001.rows", "missing", "targets-00001.rows' is missing"),
+        ("teacher.json", "garbled", r"teacher.json' is garbled \(.*remove that file and"),
+        ("teacher.json", "missing", r"holds no finished teacher store \(no teacher.json\)"),
+    ],
+)
+def test_damage_is_found_when_a_store_is_opened(config, tmp_path, name, how, message):
+    write(planned(config, tmp_path / "store", 60), config)
+    damage(tmp_path / "store" / name, how)
+    with pytest.raises(UserError, match=message) as raised:
+        TeacherStore(str(tmp_path / "store"), CODEC)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_shard_cut_after_the_store_was_opened_is_found_too(config, tmp_path):
+    write(planned(config, tmp_path / "store", 60), config)
+    store = TeacherStore(str(tmp_path / "store"), CODEC)
+    file = tmp_path / "store" / "targets-00000.bin"
+    os.truncate(file, file.stat().st_size // 2)
+    with (
+        pytest.raises(UserError, match="is damaged"),
+        batches(config, start_row=0, batch_indices=range(6), teacher=store) as stream,
+    ):
+        for _ in range(3):
+            next(stream)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"format_version": 1}', "null", "\x00"])
+def test_sidecars_and_notes_that_are_none_are_named(config, tmp_path, content):
+    plan = planned(config, tmp_path / "store", 60)
+    write(plan, config)
+    (tmp_path / "store" / "targets-00002.json").write_text(content)
+    with pytest.raises(UserError, match=r"targets-00002.json' is garbled"):
+        plan.finished()
+    (tmp_path / "store" / "teacher.json").write_text(content)
+    with pytest.raises(UserError, match=r"teacher.json' is garbled"):
+        read_description(str(tmp_path / "store"))
+
+
+def test_a_store_of_another_version_is_named(config, tmp_path):
+    write(planned(config, tmp_path / "store", 60), config)
+    sidecar = tmp_path / "store" / "teacher.json"
+    sidecar.write_text(json.dumps({**json.loads(sidecar.read_text()), "format_version": 9}))
+    with pytest.raises(UserError, match="has format version 9, this release reads 1"):
+        read_description(str(tmp_path / "store"))
+
+
+def test_a_store_in_a_bucket_is_refused():
+    with pytest.raises(UserError, match="teacher store 'gs://x/y' must be local"):
+        TeacherStore("gs://x/y", CODEC)
+
+
+def test_a_shard_without_its_note_is_not_there(config, tmp_path):
+    plan = planned(config, tmp_path / "store", 60)
+    write(plan, config)
+    for name in ("targets-00003.json", "teacher.json"):
+        (tmp_path / "store" / name).unlink()
+    plan = planned(config, tmp_path / "store", 60)
+    assert sorted(plan.finished()) == [0, 1, 2, 4, 5]
+    before = (tmp_path / "store" / "targets-00003.bin").read_bytes()
+    write(plan, config, shards=(3,))
+    assert (tmp_path / "store" / "targets-00003.bin").read_bytes() == before
+    verify(str(tmp_path / "store"))
