@@ -173,8 +173,8 @@ def _listed(plan: Plan, rows: np.ndarray) -> tuple[list[str], np.ndarray]:
         found = sidecar_sha256(dataset.path)
         require(
             found == dataset.sha256,
-            f"dataset {dataset.path!r} is another than teacher store {plan.folder!r} is of (SHA-256 "
-            f"of its dataset.json {found[:12]}..., due is {dataset.sha256[:12]}...): put back the "
+            f"dataset {dataset.path!r} is not the one of teacher store {plan.folder!r} (SHA-256 of "
+            f"its dataset.json {found[:12]}..., due is {dataset.sha256[:12]}...): put back the "
             "one that it was, or name another loss.teacher.folder",
         )
     return [dataset.path for dataset in datasets], np.stack([places, rows[:, 1]], axis=1)

@@ -85,8 +85,8 @@ class Plan:
         require(
             np.array_equal(rows, due),
             f"{note!r} was begun for another run: it holds {len(rows)} rows from (dataset, row) "
-            f"{tuple(rows[:1].ravel().tolist())}, due are {len(due)} from {tuple(due[0].tolist())}: "
-            + _ELSEWHERE,
+            f"{tuple(rows[:1].ravel().tolist())}, due are {len(due)} from "
+            f"{tuple(due[0].tolist())}: " + _ELSEWHERE,
         )
 
 
