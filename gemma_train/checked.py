@@ -18,8 +18,8 @@ _PLAIN = {int: "an integer", float: "a finite number", str: "a string", NoneType
 def check_fields(config: Any, name: str = "") -> None:
     """Raise `UserError` for the first field, here or in configs within, that is of another kind.
 
-    `name` is the config's own, as in 'loss.teacher'. An int is a float; a bool is no number. NumPy's
-    scalars are refused: a record holds Python's own.
+    `name` is the config's own, as in 'loss.teacher'. An int is a float; a bool is no number. Those
+    of NumPy are refused: a record holds Python's own.
     """
     for field, kinds in _fields(type(config)).items():
         _check(getattr(config, field), kinds, f"{name}.{field}".lstrip("."))

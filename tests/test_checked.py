@@ -1,4 +1,4 @@
-"""A config of wrong kinds is refused in a line that names the field, the value and what would do."""
+"""A config of wrong kinds is refused in a line: the field, the value and what would do."""
 
 from dataclasses import dataclass, replace
 
