@@ -1,0 +1,42 @@
+"""(b) Which of the teacher's tokens are kept, at equal stored bytes: docs/ablations.md.
+
+The candidates of each are those that take the same bytes a token in a store, by
+benchmarks/sampler_error.py. The laptop's teachers come from configs/ablations/teachers.py.
+"""
+
+from gemma_train.samplers import Counts, Gumbel, Multinomial, Priority, TopK
+from gemma_train.stages.distil import distilled
+from gemma_train.stages.scales import LAPTOP, POD, Scale, for_steps
+from gemma_train.sweeps import AtEnd, OverTokens, Sweep, chain, product, runs_of, seeds, variant
+
+Kept = TopK | Gumbel | Multinomial | Counts | Priority
+# 32 B a token of the laptop's large teacher, vocabulary 4,096: measured on its held-out rows.
+LAPTOP_KEPT = (
+    TopK(candidates=17),
+    Gumbel(candidates=14),
+    Multinomial(candidates=19),
+    Counts(candidates=41),
+    Priority(candidates=16),
+)
+
+
+def compared(scale: Scale, steps: int, kept: tuple[Kept, ...]) -> Sweep:
+    samplers = chain(
+        *(
+            variant(
+                "sampler",
+                f"{type(sampler).__name__.lower()} {sampler.candidates}",
+                lambda run, sampler=sampler: distilled(run, scale.large_teacher, sampler=sampler),
+            )
+            for sampler in kept
+        )
+    )
+    return Sweep(
+        folder=scale.folder("samplers"),
+        runs=runs_of(for_steps(scale.student, steps), product(samplers, seeds(2))),
+        baseline=f"sampler=topk {kept[0].candidates}",
+        plots=(AtEnd(x="sampler"), OverTokens(after_tokens=0.2 * steps * scale.student.step_tokens)),
+    )
+
+
+sweep = compared(LAPTOP, 150, LAPTOP_KEPT)
