@@ -280,16 +280,16 @@ def _parsed(kind: Any, value: Any) -> Any:
     if is_dataclass(kind):
         hints = get_type_hints(kind)
         if not isinstance(value, dict) or value.keys() != hints.keys():
-            raise ValueError(f"{value!r} has not the fields {', '.join(hints)}")
+            raise ValueError(f"{value!r:.60} has not the fields {', '.join(hints)}")
         return kind(**{name: _parsed(hint, value[name]) for name, hint in hints.items()})
     if get_origin(kind) is tuple:
         if not isinstance(value, list):
-            raise ValueError(f"{value!r} is no list")
+            raise ValueError(f"{value!r:.60} is no list")
         return tuple(_parsed(get_args(kind)[0], item) for item in value)
     kinds = get_args(kind) or ((int, float) if kind is float else (kind,))
     if type(value) not in kinds or (isinstance(value, int | float) and not value >= 0):
         names = " or ".join(one.__name__ for one in kinds)
-        raise ValueError(f"{value!r} is no {names}" + " of 0 or more" * (str not in kinds))
+        raise ValueError(f"{value!r:.60} is no {names}" + " of 0 or more" * (str not in kinds))
     return value
 
 
