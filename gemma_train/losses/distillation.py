@@ -88,7 +88,6 @@ def taught(teacher: Gemma, batch: Batch, config: Distillation) -> Batch:
     What is drawn depends on the seed, the row's tokens and the position in it alone: on no mesh, no
     order of rows, and not on whether it is drawn in the step or for a store.
     """
-    teacher = jax.lax.stop_gradient(teacher)
     states_btd, _ = teacher(batch.tokens_bt, batch.positions_bt, batch.segments_bt)
     candidates_btq, probabilities_btq = draw(
         states_btd,
