@@ -70,13 +70,12 @@ class RunConfig:
             f"data.batch_rows is {rows}: it must be a multiple of "
             f"mesh.replica x mesh.data x accumulation = {parts}",
         )
-        if isinstance(self.loss, Distillation):
-            kept, vocabulary = size(self.loss.sampler, self.model.vocabulary), self.model.vocabulary
-            require(
-                kept <= vocabulary,
-                f"loss.sampler.candidates is {kept}, more than the vocabulary's {vocabulary}: "
-                "choose fewer",
-            )
+        kept, vocabulary = self.candidates, self.model.vocabulary
+        require(
+            kept <= vocabulary,
+            f"loss.sampler.candidates is {kept}, more than the vocabulary's {vocabulary}: "
+            "choose fewer",
+        )
         self._check_untaught()
 
     def _check_untaught(self) -> None:
@@ -90,7 +89,7 @@ class RunConfig:
             "store its targets (loss.teacher=Stored(...))",
         )
         require(
-            (loss.temperature == 1.0 and loss.student == "full") or loss.hard_label_weight > 0.0,
+            loss.is_mixed or loss.hard_label_weight > 0.0,
             f"source {untaught[0]!r} has taught=False and would learn nothing, for "
             f"loss.temperature is {loss.temperature} and loss.student {loss.student!r}: set them "
             "to 1 and 'full', or loss.hard_label_weight above 0",
@@ -100,6 +99,13 @@ class RunConfig:
     def step_tokens(self) -> int:
         """Tokens of one optimizer step."""
         return self.data.batch_rows * self.data.sequence_length
+
+    @property
+    def candidates(self) -> int:
+        """A teacher's candidates of each position; 0 where the text is the target."""
+        if not isinstance(self.loss, Distillation):
+            return 0
+        return size(self.loss.sampler, self.model.vocabulary)
 
 
 # A run to show the fields of: `gemma-train train --help`.

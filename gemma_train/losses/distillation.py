@@ -81,6 +81,16 @@ class Distillation:
         require(self.chunk >= 1, f"loss.chunk is {self.chunk}: it must be at least 1")
         require(self.seed >= 0, f"loss.seed is {self.seed}: it must be 0 or more")
 
+    @property
+    def is_mixed(self) -> bool:
+        """Whether text and teacher make one target; else each has a softmax of its own."""
+        return self.temperature == 1.0 and self.student == "full"
+
+    @property
+    def passes(self) -> int:
+        """How often the loss goes over the logits."""
+        return 1 if self.is_mixed or self.hard_label_weight == 0.0 else 2
+
 
 def taught(teacher: Gemma, batch: Batch, config: Distillation) -> Batch:
     """The batch with the teacher's candidates of each position.
@@ -132,10 +142,10 @@ def distillation_loss(
         probabilities_btq=batch.probabilities_btq
         * ((1.0 - config.hard_label_weight) * config.temperature**2),
     )
-    if config.temperature == 1.0 and config.student == "full":
+    if config.is_mixed:
         return loss_of(replace(teachers, hard_weights_bt=text.hard_weights_bt), terms)
     soft_terms = replace(terms, temperature=config.temperature, student=config.student)
-    if config.hard_label_weight == 0.0:
+    if config.passes == 1:
         return loss_of(teachers, soft_terms)
     soft_loss, _ = loss_of(teachers, replace(soft_terms, z_loss=0.0))
     hard_loss, cross_entropy = loss_of(text, terms)

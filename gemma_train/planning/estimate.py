@@ -7,7 +7,7 @@ models on TPU to hold it against: 55 to 72 % (README of AI-Hypercomputer/maxtext
 
 from dataclasses import dataclass
 
-from gemma_train.config import RunConfig
+from gemma_train.config import Distillation, RunConfig
 from gemma_train.errors import UserError, require
 from gemma_train.metrics.peak import model_flops_utilization, peak_flops
 from gemma_train.model.config import GemmaConfig
@@ -89,7 +89,7 @@ def estimate_step(
     model_flops = training_flops_per_token(config.model, config.data.sequence_length)
     tokens = config.step_tokens / slices.chips
     model_flops += teacher_flops(config)
-    compute = tokens * (model_flops + recomputed_flops(config))
+    compute = tokens * (model_flops + recomputed_flops(config) + target_flops(config))
     compute /= peak * assume.compute_efficiency
     hbm = hbm_bytes(config, state) / chip.hbm_bandwidth
     # A collective runs over one mesh axis, along one dimension of the torus: two links, where
@@ -125,6 +125,17 @@ def recomputed_flops(config: RunConfig) -> float:
     return recomputed_flops_per_token(config.model, config.compute, config.data.sequence_length)
 
 
+def target_flops(config: RunConfig) -> float:
+    """FLOPs a token of a teacher's targets: the one-hot products, and a second pass over logits."""
+    vocabulary, width = config.model.vocabulary, config.model.width
+    again = _loss_passes(config) - 1
+    return 2.0 * config.candidates * vocabulary + again * 6.0 * vocabulary * width
+
+
+def _loss_passes(config: RunConfig) -> int:
+    return config.loss.passes if isinstance(config.loss, Distillation) else 1
+
+
 def teacher_flops(config: RunConfig) -> float:
     """FLOPs a token of the forward pass of a teacher in the step."""
     model = teacher_model(config)
@@ -144,7 +155,9 @@ def hbm_bytes(config: RunConfig, state: StateBytes) -> float:
     weights = 7 * layer_parameters(model) * width * model.layers * config.accumulation
     passes = 6 if config.compute.remat == "none" else 8
     activations = passes * tokens * model.layers * inside(model) * width
-    logits = tokens * model.vocabulary * (2 * FLOAT32 + 3 * width)
+    logits = tokens * model.vocabulary * (2 * FLOAT32 + 3 * width) * _loss_passes(config)
+    if config.candidates:  # the target: written, its layout changed, read for loss and gradient
+        logits += tokens * model.vocabulary * 5 * width
     return optimizer + weights + activations + logits + _teacher_hbm_bytes(config)
 
 

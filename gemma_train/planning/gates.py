@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from gemma_train.config import RunConfig
+from gemma_train.kernels.vocabulary.soft_target import block_length
 from gemma_train.metrics.wording import memory, transfer
 from gemma_train.model.flops import parameter_count
 from gemma_train.planning.collectives import Collective, collectives
@@ -120,8 +121,9 @@ def _is_replica_sum(config: RunConfig, one: Collective) -> bool:
 def float32_gather_gate(config: RunConfig, found: Iterable[Collective]) -> Gate:
     """The largest all-gather of float32: stacked norm scales and a chunk's token weights may be.
 
-    So may the summed gradients of norms, for a sum over all chips of an axis is a scatter and a
-    gather. A weight that is gathered ahead of its cast travels twice as wide. What is gathered over
+    So may the weights of a chunk's candidates, where the step computes in float32, and the summed
+    gradients of norms, for a sum over all chips of an axis is a scatter and a gather. A weight that
+    is gathered ahead of its cast travels twice as wide. What is gathered over
     replica alone is no weight, for none is split over it: XLA sums large shards between slices in
     parts, and gathers these within each. A teacher may be of float32.
     """
@@ -131,6 +133,8 @@ def float32_gather_gate(config: RunConfig, found: Iterable[Collective]) -> Gate:
     if teacher is not None and teacher.dtype == "float32":
         scales = max(model.vocabulary * model.width for model in models[1:])
     chunk = min(config.loss.chunk, chip_tokens(config)) * table_parts(config)
+    if config.compute.bytes == FLOAT32:
+        chunk *= max(config.candidates, 1)
     wide = [
         one
         for one in found
@@ -183,14 +187,20 @@ def _table_shard_bytes(config: RunConfig) -> float:
 def vocabulary_gates(config: RunConfig, program: str | Program) -> list[Gate]:
     """No table in one piece, and no more logits at one time than a chunk's.
 
-    Arrays are known by an axis of the vocabulary's length, or of the rows that a chip holds.
+    Arrays are known by an axis of the vocabulary's length, or of the rows that a chip holds; soft
+    targets by two, the blocks of those rows and the rows of a block.
     """
     teacher, model, split = online(config), config.model, config.mesh.data * config.mesh.seq
     models = [one for one in (model, teacher_model(config)) if one]
     parts = {one.width: table_parts(config, one) for one in models}
     lengths = {model.vocabulary // part for part in (1, *parts.values())}
+    rows = model.vocabulary // table_parts(config)
+    blocks = math.ceil(rows / block_length(rows)), block_length(rows)
     arrays = [
-        array for array in set(read(program).held_arrays()) if lengths.intersection(array.shape)
+        array
+        for array in set(read(program).held_arrays())
+        if lengths.intersection(array.shape)
+        or (config.candidates and len(array.shape) == 3 and array.shape[1:] == blocks)
     ]
     of_table = {
         model.vocabulary * width // part

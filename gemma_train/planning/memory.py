@@ -15,9 +15,7 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, AxisType
 
-from gemma_train import samplers
 from gemma_train.config import RunConfig
-from gemma_train.losses.distillation import Distillation
 from gemma_train.model.config import GemmaConfig
 from gemma_train.model.remat import products
 from gemma_train.teachers.online import online, teacher_model, untrained_teacher
@@ -170,10 +168,7 @@ def _inside(model: GemmaConfig) -> int:
 
 def _candidate_bytes(config: RunConfig) -> int:
     """Ids and weights of a microbatch's tokens."""
-    if not isinstance(config.loss, Distillation):
-        return 0
-    kept = samplers.size(config.loss.sampler, config.model.vocabulary)
-    return chip_tokens(config) * kept * (INT32 + FLOAT32)
+    return chip_tokens(config) * config.candidates * (INT32 + FLOAT32)
 
 
 def _teacher_bytes(config: RunConfig) -> int:
@@ -222,9 +217,12 @@ def table_parts(config: RunConfig, model: GemmaConfig | None = None) -> int:
 
 
 def _logit_bytes(config: RunConfig, width: int) -> int:
-    """The vocabulary loss: logits and softmax of a chunk, the table's own rows, their gradient."""
+    """The vocabulary loss: a chunk's logits, softmax and soft targets, the table's own rows,
+    their gradient.
+    """
     model = config.model
     parts = table_parts(config)
     own_rows = model.vocabulary // parts
     chunk = min(config.loss.chunk, chip_tokens(config)) * parts
-    return chunk * own_rows * (FLOAT32 + width) + own_rows * model.width * (FLOAT32 + width)
+    logits = FLOAT32 + width + (width if config.candidates else 0)
+    return chunk * own_rows * logits + own_rows * model.width * (FLOAT32 + width)

@@ -14,6 +14,7 @@ from gemma_train.planning.estimate import (
     Estimate,
     estimate_step,
     recomputed_flops,
+    target_flops,
     teacher_flops,
 )
 from gemma_train.planning.fitting import Change, changes_that_fit
@@ -175,11 +176,20 @@ def assumptions(plan: Plan) -> list[str]:
     recomputed = plan.recomputed_flops_per_token / plan.flops_per_token
     power = "given" if inputs.chip_watts is not None else chip.watts_source
     network = "counted in the compiled program" if plan.collectives else "expected of the design"
+    targets = target_flops(plan.config) / plan.flops_per_token
     return [
         f"a chip reaches {assume.compute_efficiency:.0%} of its peak while it computes, and "
         f"recomputes {recomputed:.0%} of the model's FLOPs",
         "attention's backward kernels compute scores again (7 products where the model counts 4) "
         "and visit whole blocks: neither is in the recomputed figure",
+        *(
+            [
+                f"targets of {plan.config.candidates} candidates a token cost {targets:.1%} of the "
+                "model's FLOPs, as products of one-hots"
+            ]
+            if targets
+            else []
+        ),
         f"network bytes are {network}; a collective runs over {links} of "
         f"{chip.link_bandwidth / 1e9:g} GB/s, or between slices with "
         f"{chip.network_bandwidth / 1e9:g} GB/s a chip",

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from gemma_train import samplers
 from gemma_train.config import RunConfig
 from gemma_train.kernels.attention_splash import reach
 from gemma_train.losses.distillation import Distillation
@@ -60,9 +59,11 @@ def expected_gathers(config: RunConfig) -> Gathers:
     if rows == 1 or not isinstance(config.loss, Distillation):
         return found
     # An id and a weight each, and how much the text's own token weighs.
-    a_token = samplers.size(config.loss.sampler, config.model.vocabulary) * (4 + width) + 4
+    a_token = config.candidates * (4 + width) + 4
     tokens = config.step_tokens / config.mesh.devices
-    return replace(found, candidates=tokens * rows * a_token)
+    return replace(
+        found, tokens=config.loss.passes * found.tokens, candidates=tokens * rows * a_token
+    )
 
 
 def teacher_gathers(config: RunConfig) -> Gathers:

@@ -13,6 +13,7 @@ from gemma_train.planning.estimate import (
     estimate_step,
     hbm_bytes,
     recomputed_flops,
+    target_flops,
     teacher_flops,
 )
 from gemma_train.planning.memory import layer_parameters, state_bytes
@@ -59,6 +60,34 @@ def test_recomputed_flops_take_time_and_are_no_use(estimate, pod_run):
     assert twice.compute_seconds == pytest.approx(more * plain.compute_seconds)
     assert twice.mfu < plain.mfu
     assert recomputed_flops(pod_run(compute__remat="none")) == 0
+
+
+def test_a_teachers_candidates_take_time_and_are_no_use(estimate, pod_run):
+    config = pod_run()
+    loss = Distillation(teacher=Stored(folder="none", weights="none"))
+    vocabulary, width = config.model.vocabulary, config.model.width
+    products = 2 * 256 * vocabulary
+    assert target_flops(config) == 0
+    assert target_flops(replace(config, loss=loss)) == products
+    two_softmaxes = replace(loss, temperature=2.0, hard_label_weight=0.5)
+    again = 6 * vocabulary * width
+    assert target_flops(replace(config, loss=two_softmaxes)) == products + again
+    without = replace(loss, temperature=2.0)
+    assert target_flops(replace(config, loss=without)) == products
+    plain, taught = estimate(), estimate(loss=loss)
+    model = training_flops_per_token(config.model, config.data.sequence_length)
+    more = 1 + products / model
+    assert taught.compute_seconds == pytest.approx(more * plain.compute_seconds)
+    assert taught.mfu < plain.mfu
+
+
+def test_a_second_pass_over_the_logits_gathers_the_tokens_again(pod_run):
+    config = pod_run()
+    once = Distillation(teacher=Stored(folder="none", weights="none"), temperature=2.0)
+    twice = replace(once, hard_label_weight=0.5)
+    one, two = (expected_gathers(replace(config, loss=loss)) for loss in (once, twice))
+    assert (one.tokens, 2 * one.tokens) == (expected_gathers(config).tokens, two.tokens)
+    assert one.candidates == two.candidates
 
 
 def test_what_does_not_overlap_is_added(estimate):

@@ -112,8 +112,8 @@ def _on_one_shard(
     if found is None or gradient_dv is None:
         return sums, None
     gradient_td, gradient_vd = found[0].reshape(-1, width)[:tokens], gradient_dv.T
-    if apart:
-        pull_t, targets_t = found[1].reshape(-1, 1)[:tokens], targets.hard_bt.reshape(-1)
+    if apart and (pull := found[1]) is not None:
+        pull_t, targets_t = pull.reshape(-1, 1)[:tokens], targets.hard_bt.reshape(-1)
         gradient_td -= pull_t * table_vd[targets_t]
         gradient_vd = gradient_vd.at[targets_t].add(-pull_t * states_btd.reshape(-1, width))
     gradient_vd = _reduced(gradient_vd, dtype, rows, columns)

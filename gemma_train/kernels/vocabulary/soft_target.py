@@ -75,32 +75,36 @@ def soft_target(
 ) -> Dense | Scattered:
     """The target of a chunk over `rows` rows of the table.
 
-    In bfloat16 the one-hot form rounds the weights, and
-    their sums per token once more; whoever asks for `sums` gets the mass of what was rounded, so
-    that a gradient still sums to nothing over the vocabulary.
+    In bfloat16 the one-hot form rounds the weights, and the sums of equal candidates once more;
+    `sums` gives the mass of what was rounded, so that a gradient still sums to nothing over the
+    vocabulary.
     """
-    hard_c, hard_weights_c = targets.hard_c, targets.hard_weights_c
-    candidates_cq, probabilities_cq = targets.candidates_cq, targets.probabilities_cq
+    nothing_cv = jnp.zeros((targets.hard_c.size, rows), jnp.float32)
     if is_one_hot(terms):
-        target_cv = jnp.zeros((hard_c.size, rows), jnp.float32)
-        if candidates_cq is not None:
-            target_cv = one_hot_sum(candidates_cq, probabilities_cq, rows, dtype).astype("float32")
-        if hard_weights_c is not None:
-            is_token_cv = _is_token(target_cv, hard_c)
-            target_cv += jnp.where(is_token_cv, hard_weights_c[:, None], 0.0)
+        target_cv = nothing_cv
+        if (candidates_cq := targets.candidates_cq) is not None:
+            target_cv = one_hot_sum(candidates_cq, targets.probabilities_cq, rows, dtype)
+            target_cv = target_cv.astype(jnp.float32)
+        if (weights_c := targets.hard_weights_c) is not None:
+            is_token_cv = _is_token(target_cv, targets.hard_c)
+            target_cv += jnp.where(is_token_cv, weights_c[:, None], 0.0)
         return Dense(target_cv=target_cv)
-    ids, weights = [], []
-    if candidates_cq is not None:
-        ids, weights = [candidates_cq], [probabilities_cq]
-    if hard_weights_c is not None:
-        ids, weights = [*ids, hard_c[:, None]], [*weights, hard_weights_c[:, None]]
-    found = Scattered(
-        candidates_cq=jnp.concatenate(ids, axis=1), probabilities_cq=jnp.concatenate(weights, 1)
-    )
+    found = _joined(targets)
     if terms.student == "full":
         return found
-    nothing_cv = jnp.zeros((hard_c.size, rows), jnp.float32)
     return Dense(target_cv=_added(nothing_cv, found.candidates_cq, found.probabilities_cq))
+
+
+def _joined(targets: ChunkTargets) -> Scattered:
+    """Candidates, and where it has a weight the text's token as one more."""
+    ids, weights = [targets.candidates_cq], [targets.probabilities_cq]
+    if targets.hard_weights_c is not None:
+        ids, weights = [*ids, targets.hard_c[:, None]], [*weights, targets.hard_weights_c[:, None]]
+    ids, weights = ([x for x in parts if x is not None] for parts in (ids, weights))
+    return Scattered(
+        candidates_cq=jnp.concatenate(ids, axis=1),
+        probabilities_cq=jnp.concatenate(weights, axis=1),
+    )
 
 
 def one_hot_sum(
