@@ -42,7 +42,9 @@ def _check(value: Any, kinds: tuple[Any, ...], name: str) -> None:
     if is_dataclass(value):
         check_fields(value, name)
     elif isinstance(value, tuple):
-        for index, (one, of) in enumerate(zip(value, _elements(kind, len(value)), strict=True)):
+        for index, (one, of) in enumerate(
+            zip(value, _elements(kind, len(value)) or (), strict=True)
+        ):
             _check(one, _alternatives(of), f"{name}[{index}]")
 
 

@@ -277,7 +277,7 @@ def _head(content: dict[str, Any]) -> Head:
 
 def _parsed(kind: Any, value: Any) -> Any:
     """JSON as a dataclass, a tuple or a plain value of this type; no number here is below 0."""
-    if is_dataclass(kind):
+    if isinstance(kind, type) and is_dataclass(kind):
         hints = get_type_hints(kind)
         if not isinstance(value, dict) or value.keys() != hints.keys():
             raise ValueError(f"{value!r:.60} has not the fields {', '.join(hints)}")
