@@ -7,7 +7,7 @@ benchmarks/sampler_error.py. The laptop's teachers come from configs/ablations/t
 from gemma_train.samplers import Counts, Gumbel, Multinomial, Priority, TopK
 from gemma_train.stages.distil import distilled
 from gemma_train.sweeps import AtEnd, Sweep, chain, product, runs_of, seeds, variant
-from gemma_train.sweeps.scales import LAPTOP, Scale, for_steps
+from gemma_train.sweeps.scales import LAPTOP, POD, Scale, for_steps
 
 Kept = TopK | Gumbel | Multinomial | Counts | Priority
 # 32 B a token of the laptop's large teacher, vocabulary 4,096: measured on its held-out rows.
@@ -17,6 +17,14 @@ LAPTOP_KEPT = (
     Multinomial(candidates=19),
     Counts(candidates=41),
     Priority(candidates=16),
+)
+# 80 B a token at 262,144: the codec's figures for a synthetic teacher, p ~ rank^-1.3, ids at random.
+POD_KEPT = (
+    TopK(candidates=31),
+    Gumbel(candidates=27),
+    Multinomial(candidates=35),
+    Counts(candidates=58),
+    Priority(candidates=32),
 )
 
 
@@ -40,3 +48,4 @@ def compared(scale: Scale, steps: int, kept: tuple[Kept, ...]) -> Sweep:
 
 
 sweep = compared(LAPTOP, 100, LAPTOP_KEPT)
+pod = compared(POD, 4000, POD_KEPT)
