@@ -18,7 +18,7 @@ LAPTOP_KEPT = (
     Counts(candidates=41),
     Priority(candidates=16),
 )
-# 80 B a token at 262,144: the codec's figures for a synthetic teacher, p ~ rank^-1.3, ids at random.
+# 80 B a token at 262,144: the codec's figures where p ~ rank^-1.3, ids at random.
 POD_KEPT = (
     TopK(candidates=31),
     Gumbel(candidates=27),
