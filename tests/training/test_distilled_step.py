@@ -9,6 +9,7 @@ import pytest
 from gemma_train.leaves import by_path
 from gemma_train.losses.distillation import Distillation, Stored
 from gemma_train.placement import place
+from gemma_train.samplers import TopK
 from gemma_train.training.state import initial_state
 from gemma_train.training.step import make_step
 from tests.tolerances import assert_close, assert_close_leaves
@@ -16,7 +17,11 @@ from tests.training.conftest import LENGTH, ROWS, VOCABULARY
 
 KEPT = 9
 LOSS = Distillation(
-    teacher=Stored(folder="none", weights="none"), hard_label_weight=0.25, z_loss=0.01, chunk=7
+    teacher=Stored(folder="none", weights="none"),
+    sampler=TopK(candidates=KEPT),
+    hard_label_weight=0.25,
+    z_loss=0.01,
+    chunk=7,
 )
 
 
