@@ -172,6 +172,6 @@ def test_a_teacher_in_the_step_is_counted_and_one_beforehand_is_not(pod_run):
     assert sent[1] == sent[2] == pytest.approx(sent[0] + soft * 3 / 4)
     assert sent[2] < sent[3]
     moved = [hbm_bytes(c, state_bytes(c)) for c in (plain, stored, whole, split)]
-    assert moved[0] == moved[1] < moved[2] < moved[3]
+    assert moved[0] < moved[1] < moved[2] < moved[3]
     assert teacher_gathers(plain).total == teacher_gathers(whole).total == 0
     assert teacher_gathers(split).layers == larger.layers * 2 * layer_parameters(larger) * 1.25
