@@ -14,6 +14,6 @@ student = replace(quickstart.model, width=96, query_heads=2, head_dimension=32, 
 
 config = distilled(
     replace(quickstart, model=student),
-    teacher=Stored(folder="data/teachers/quickstart", weights="runs/quickstart"),
+    teacher=Stored(folder="data/teachers/quickstart", weights="runs/quickstart", dtype="float32"),
     sampler=TopK(candidates=64),
 )

@@ -13,6 +13,7 @@ from typing import Any
 from etils import epath
 
 from gemma_train import storage
+from gemma_train.checked import check_fields
 from gemma_train.data.pipeline import DataConfig, TokenSource
 from gemma_train.definition import load_definition
 from gemma_train.errors import UserError, require
@@ -48,6 +49,7 @@ class RunConfig:
     tensorboard: bool = True  # write TensorBoard files beside metrics.jsonl
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(bool(self.folder), "folder is empty: name one, such as runs/mine")
         for name in ("steps", "accumulation", "checkpoint_every_steps", "checkpoints_kept"):
             value = getattr(self, name)
@@ -114,7 +116,8 @@ EXAMPLE = RunConfig(
     steps=100_000,
 )
 
-# What may differ between a run and its resumption: nothing in it changes what is learned.
+# What may differ between a run and its resumption: nothing in it changes what is learned. So may
+# the `weights` of a store's teacher: a store knows it by its parameters, wherever they lie.
 RESUMABLE_CHANGES = {
     "folder",
     "mesh",
@@ -129,6 +132,7 @@ RESUMABLE_CHANGES = {
     "loss.chunk",
     "loss.teacher.folder",
     "loss.teacher.sharding",
+    "loss.teacher.step",  # that it is the same teacher's is looked at where it is opened
     "data.read_threads",
     "data.prefetch_batches",
     "data.worker_processes",
@@ -220,7 +224,8 @@ def _read[Kind](file: epath.Path, kind: type[Kind]) -> Kind:
         config = _evaluate(values[-1])
         if not isinstance(config, kind):
             raise ValueError(f"no {kind.__name__} in it")
-    except (SyntaxError, ValueError, TypeError, IndexError, RecursionError) as error:
+        check_fields(config, "model" if kind is GemmaConfig else "")
+    except (SyntaxError, UserError, ValueError, TypeError, IndexError, RecursionError) as error:
         raise UserError(f"{file} is not the record of a {kind.__name__}: {error}") from error
     return config
 
@@ -233,6 +238,7 @@ def differences(recorded: Any, asked: Any, name: str = "") -> list[str]:
         return [
             line
             for field in (field.name for field in fields(asked))
+            if not (isinstance(asked, Stored) and field == "weights")
             for line in differences(
                 getattr(recorded, field), getattr(asked, field), f"{name}.{field}".lstrip(".")
             )

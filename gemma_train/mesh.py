@@ -8,19 +8,21 @@ Explicit: shardings are part of types, a wrong one is an error when the step is 
 import importlib.util
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
 import numpy as np
-from jax.experimental import mesh_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh
 
 from gemma_train.axes import MESH_AXES
 from gemma_train.errors import UserError, require
 from gemma_train.silence import silenced_standard_error
+
+_LONGEST = 4096  # bytes that the leader tells at one time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +109,26 @@ def _wake() -> None:
 def is_leader() -> bool:
     """Whether this process is the one of its run that writes and prints."""
     return jax.process_index() == 0
+
+
+def of_leader(find: Callable[[], str]) -> str:
+    """What the leader finds, on every process: the others look for nothing, and wait.
+
+    A `UserError` of the leader's is raised on all.
+    """
+    if jax.process_count() == 1:
+        return find()
+    sent = np.zeros(_LONGEST, np.uint8)
+    if is_leader():
+        try:
+            words = b"+" + find().encode()
+        except UserError as error:
+            words = b"-" + str(error).encode()
+        sent[: len(words)] = np.frombuffer(words[:_LONGEST], np.uint8)[: len(words)]
+    found = bytes(np.asarray(multihost_utils.broadcast_one_to_all(sent)))
+    words = found.rstrip(b"\0").decode(errors="replace")
+    require(words[:1] == "+", words[1:])
+    return words[1:]
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:

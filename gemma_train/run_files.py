@@ -6,6 +6,7 @@ TENSORBOARD = "tensorboard"
 CHECKPOINTS = "checkpoints"
 STATE = "state"  # what a checkpoint of them holds
 TOKENIZER = "tokenizer.model"
+TEACHER = "teacher.json"  # who teaches it in its step
 SUMMARY = "summary.json"
 SAMPLE = "sample.txt"
 REPORT = "report.html"

@@ -4,6 +4,7 @@ import glob
 import hashlib
 import os
 import re
+import secrets
 import shutil
 from pathlib import PurePosixPath
 
@@ -41,13 +42,20 @@ def matching(pattern: str) -> list[epath.Path]:
 
 
 def write_whole(target: epath.Path, content: str | bytes) -> None:
-    """Write a small file so that a reader sees the old content or the new, never a part."""
-    temporary = target.parent / f".{target.name}.writing"
-    if isinstance(content, str):
-        temporary.write_text(content)
-    else:
-        temporary.write_bytes(content)
-    temporary.replace(target)
+    """Write a small file so that a reader sees the old content or the new, never a part.
+
+    Of several writers of one file, on one machine or on many, the last one's content stays.
+    """
+    temporary = target.parent / f".{target.name}.{secrets.token_hex(8)}.writing"
+    try:
+        if isinstance(content, str):
+            temporary.write_text(content)
+        else:
+            temporary.write_bytes(content)
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def sha256(file: epath.Path) -> str:

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "gemma_train"
 # side by side do not see each other. An import that this forbids needs a visible change here.
 FLOORS = (
     ("errors", "axes", "run_files", "silence"),
-    ("storage", "mesh", "zero3", "leaves"),
+    ("storage", "mesh", "zero3", "leaves", "checked"),
     ("metrics", "tokenizer", "definition", "samplers"),
     ("kernels", "data", "optimizer"),
     ("model", "placement"),

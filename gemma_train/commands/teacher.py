@@ -8,8 +8,9 @@ import jax
 from gemma_train.config import RunConfig
 from gemma_train.data.pipeline import check
 from gemma_train.data.teacher_store.plan import Plan
+from gemma_train.data.teacher_store.reading import check_local
 from gemma_train.data.teacher_store.shards import Description, verify
-from gemma_train.errors import require
+from gemma_train.errors import UserError, require
 from gemma_train.mesh import is_leader, make_mesh, start_runtime
 from gemma_train.metrics.wording import count, transfer
 from gemma_train.teachers.online import open_teacher
@@ -43,13 +44,19 @@ class TeacherArguments:
 
 def run(config: RunConfig, arguments: TeacherArguments) -> None:
     """Write the share of this writer, and the sidecar if it is the last. Raises `UserError`."""
-    require(
-        stored(config) is not None,
-        f"loss is {type(config.loss).__name__} without a store: set "
-        "loss=Distillation(teacher=Stored(folder=..., weights=...))",
-    )
+    teacher = stored(config)
+    if teacher is None:
+        raise UserError(
+            f"loss is {type(config.loss).__name__} without a store: set "
+            "loss=Distillation(teacher=Stored(folder=..., weights=...))"
+        )
+    check_local(teacher.folder)
     start_runtime(config.mesh)
     say = print if is_leader() else lambda text: None
+    if config.mesh.runtime == "many_processes":
+        say(
+            "one host encodes for all of a mesh: several writers, each on its hosts, share the work"
+        )
     codec = store_codec(config)
     check(config.data, config.model.vocabulary)
     weights = open_teacher(with_teacher_online(config))

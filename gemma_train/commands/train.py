@@ -8,7 +8,6 @@ from gemma_train.config import RunConfig
 from gemma_train.data.pipeline import unigram_entropy
 from gemma_train.mesh import is_leader, start_runtime
 from gemma_train.model.flops import parameter_count
-from gemma_train.teachers.online import open_teacher, told
 from gemma_train.training.claim import finished, write_summary
 from gemma_train.training.loop import Outcome, train
 
@@ -29,8 +28,6 @@ def run(config: RunConfig) -> None:
         f"{config.folder}: {parameters:,} parameters, {config.steps:,} steps of "
         f"{config.step_tokens:,} tokens, mesh of {config.mesh.devices} device(s)"
     )
-    if (weights := open_teacher(config)) is not None:
-        say(told(config, weights))
     began = time.monotonic()
     outcome = train(config, say)
     if outcome.step == config.steps and is_leader():

@@ -21,12 +21,15 @@ from gemma_train.model import ComputeConfig, Gemma, GemmaConfig
 from gemma_train.placement import abstract
 
 
-def open_weights(path: str, expected: GemmaConfig | None = None) -> Weights:
+def open_weights(
+    path: str, expected: GemmaConfig | None = None, step: int | None = None
+) -> Weights:
     """The model in a Hugging Face, gemma or run folder, nothing read yet but its config.
 
     `expected` is needed for gemma folders of unpublished sizes and for unusual bases of RoPE; what
-    the folder itself says must agree with it, but for the longest context. Raises `UserError` for
-    whatever is not such a folder, or not whole.
+    the folder itself says must agree with it, but for the longest context. Of a run the newest
+    checkpoint is taken, or that of `step`. Raises `UserError` for whatever is not such a folder, or
+    not whole.
     """
     folder = storage.existing(path, "model folder")
     require(
@@ -34,7 +37,9 @@ def open_weights(path: str, expected: GemmaConfig | None = None) -> Weights:
         f"{path!r} is a file: name a Hugging Face folder, a gemma Orbax folder or a run",
     )
     if run_folder.is_folder(folder):
-        weights = run_folder.read(folder)
+        weights = run_folder.read(folder, step)
+    elif step is not None:
+        raise UserError(f"{path!r} is no run and has no step {step}: leave the step out")
     elif huggingface.is_folder(folder):
         weights = huggingface.read(folder, expected)
     elif gemma_orbax.is_folder(folder):

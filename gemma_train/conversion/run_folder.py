@@ -9,7 +9,7 @@ from gemma_train.conversion import orbax_arrays
 from gemma_train.conversion.names import PADDING, parameters, shape_of
 from gemma_train.conversion.tensors import Tensors, Weights, stacked, unstacked
 from gemma_train.conversion.tokenizer_files import copy_tokenizer, find_tokenizer
-from gemma_train.errors import UserError, require
+from gemma_train.errors import require
 from gemma_train.leaves import by_path, from_paths
 from gemma_train.metrics.byte_progress import Advance
 from gemma_train.model import Gemma, GemmaConfig
@@ -23,13 +23,13 @@ def is_folder(folder: epath.Path) -> bool:
     return (folder / RECORD).exists()
 
 
-def read(folder: epath.Path) -> Weights:
-    """The newest checkpoint's parameters.
+def read(folder: epath.Path, step: int | None = None) -> Weights:
+    """The parameters of the newest checkpoint, or of that of `step`.
 
     Raises `UserError` where there is none, and where it does not hold the model of the record.
     """
     run = read_record(str(folder))
-    step, recorded = _latest_step(folder), storage.path(run.data.tokenizer)
+    step, recorded = _finished_step(folder, step), storage.path(run.data.tokenizer)
     leaves = {
         name.removeprefix(_MODEL): tensor
         for name, tensor in orbax_arrays.stored(_checkpoint(folder, step)).items()
@@ -100,16 +100,22 @@ def _check(tensors: Tensors, config: GemmaConfig, checkpoint: epath.Path) -> Non
         )
 
 
-def _latest_step(folder: epath.Path) -> int:
-    """The step of the newest finished checkpoint. Raises `UserError` where there is none."""
-    checkpoints = folder.absolute() / CHECKPOINTS
-    latest = None
+def _finished_step(folder: epath.Path, asked: int | None) -> int:
+    """The step of the newest finished checkpoint, or the one that is asked for.
+
+    Raises `UserError` where it is not there.
+    """
+    checkpoints, steps = folder.absolute() / CHECKPOINTS, []
     if checkpoints.exists():
         with ocp.training.Checkpointer(checkpoints, cleanup_tmp_directories=False) as opened:
-            latest = opened.latest
-    if latest is None:
-        raise UserError(f"{checkpoints} holds no finished checkpoint: train the run first")
-    return latest.step
+            steps = sorted(checkpoint.step for checkpoint in opened.checkpoints)
+    require(bool(steps), f"{checkpoints} holds no finished checkpoint: train the run first")
+    require(
+        asked is None or asked in steps,
+        f"{checkpoints} holds no finished checkpoint of step {asked}: choose from "
+        f"{', '.join(map(str, steps))}",
+    )
+    return steps[-1] if asked is None else asked
 
 
 def _checkpoint(folder: epath.Path, step: int) -> epath.Path:

@@ -239,6 +239,13 @@ class TrainingRows:
         numbers = np.fromiter((order[turn] for turn in range(places.size)), np.int64, places.size)
         return places, numbers
 
+    def distinct(self, component: int, rows: int) -> np.ndarray:
+        """The numbers of `first_epoch` in any order: if it is a whole one, at once."""
+        most = len(self.components[component])
+        if self.schedule.places(component, rows, most).size == most:
+            return np.arange(most)
+        return self.first_epoch(component, rows)[1]
+
 
 class _ListedRows:
     """Rows of some datasets as listed; what follows stays padding."""

@@ -7,6 +7,7 @@ states what to prepare; the dataclasses hold plain values and are stored with wh
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from gemma_train.checked import check_fields
 from gemma_train.definition import load_definition
 from gemma_train.errors import require
 from gemma_train.tokenizer.training import TokenizerConfig
@@ -83,6 +84,7 @@ class Recipe:
             self.shard_tokens > 0,
             f"recipe {self.name!r}: shard_tokens is {self.shard_tokens}: must be above 0",
         )
+        check_fields(self, "recipe")
 
 
 def load_recipe(path: str) -> Recipe:

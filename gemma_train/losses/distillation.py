@@ -27,7 +27,7 @@ class Stored:
 
     folder: str  # the store, such as data/teachers/large
     weights: str  # what the teacher is: a run, Hugging Face or gemma folder
-    dtype: Literal["float32", "bfloat16"] = "float32"  # in which it runs when the store is written
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of its parameters and arithmetic
 
     def __post_init__(self) -> None:
         for name in ("folder", "weights"):
@@ -39,12 +39,17 @@ class Online:
     """A teacher whose forward pass is part of the step."""
 
     weights: str  # a run, Hugging Face or gemma folder
+    step: int | None = None  # of a run; its newest if not given
     model: GemmaConfig | None = None  # what is in it, where the folder is not at hand to tell
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of its parameters and arithmetic
     sharding: Literal["split", "whole"] = "split"  # as the student's, or a copy on every device
 
     def __post_init__(self) -> None:
         require(bool(self.weights), "loss.teacher.weights is empty: name a folder with a model")
+        require(
+            not isinstance(self.step, int) or self.step >= 0,
+            f"loss.teacher.step is {self.step}: it must be 0 or more",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +98,6 @@ def taught(teacher: Gemma, batch: Batch, config: Distillation) -> Batch:
     What is drawn depends on the seed, the row's tokens and the position in it alone: on no mesh, no
     order of rows, and not on whether it is drawn in the step or for a store.
     """
-    teacher = jax.lax.stop_gradient(teacher)
     states_btd, _ = teacher(batch.tokens_bt, batch.positions_bt, batch.segments_bt)
     candidates_btq, probabilities_btq = draw(
         states_btd,

@@ -35,7 +35,7 @@ def open_teacher(config: RunConfig) -> Weights | None:
     """
     if (teacher := online(config)) is None:
         return None
-    weights = open_weights(teacher.weights, teacher.model)
+    weights = open_weights(teacher.weights, teacher.model, teacher.step)
     _check_vocabulary(config, teacher, weights.config)
     if weights.tokenizer is not None:
         _check_tokenizer(config, teacher, weights.tokenizer)

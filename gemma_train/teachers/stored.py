@@ -1,7 +1,10 @@
 """The store that a run learns from: opened, and held to the run's config, before anything else."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
+from hashlib import sha256
 
 from gemma_train import storage
 from gemma_train.config import RunConfig
@@ -13,8 +16,13 @@ from gemma_train.data.teacher_store.rows import missing_rows
 from gemma_train.data.teacher_store.shards import Origin, check_origin
 from gemma_train.errors import require
 from gemma_train.losses.distillation import Distillation, Online, Stored
+from gemma_train.mesh import of_leader
 from gemma_train.metrics.wording import count, transfer
+from gemma_train.teachers.identity import model_files
 from gemma_train.teachers.online import open_teacher
+
+SUM = ".teacher_sum"  # in a store: of the teacher's files' names, sizes and times, and parameters
+SILENT_BYTES = 1_000_000_000  # of parameters that are read without a word
 
 
 def stored(config: RunConfig) -> Stored | None:
@@ -47,8 +55,11 @@ def store_codec(config: RunConfig) -> Codec:
     )
 
 
-def origin(config: RunConfig, weights: Weights | None) -> Origin:
-    """What a run's targets are made with. `weights` are the teacher's, if they are here: read."""
+def origin(config: RunConfig, weights: Weights | None, *, parameters: str | None = None) -> Origin:
+    """What a run's targets are made with. `weights` are the teacher's, if they are here.
+
+    They are read, unless the SHA-256 of their `parameters` is known.
+    """
     teacher, loss = stored(config), config.loss
     assert teacher is not None and isinstance(loss, Distillation)
     return Origin(
@@ -59,7 +70,7 @@ def origin(config: RunConfig, weights: Weights | None) -> Origin:
         temperature=loss.temperature,
         seed=loss.seed,
         teacher=teacher.weights,
-        parameters_sha256=parameters_sha256(weights) if weights else None,
+        parameters_sha256=parameters or (parameters_sha256(weights) if weights else None),
         parameters=sum(t.size for t in weights.parameters.values()) if weights else None,
         dtype=teacher.dtype,
     )
@@ -74,10 +85,9 @@ def open_store(config: RunConfig, say: Callable[[str], None]) -> TeacherStore | 
     if (teacher := stored(config)) is None:
         return None
     store = TeacherStore(teacher.folder, store_codec(config))
-    there, here = store.description.head.origin, storage.path(teacher.weights).exists()
-    weights = open_teacher(with_teacher_online(config)) if here else None
-    check_origin(teacher.folder, there, origin(config, weights))
-    if weights is None and there.teacher != teacher.weights:
+    there, known = store.description.head.origin, of_leader(partial(_parameters, config, say))
+    check_origin(teacher.folder, there, origin(config, None, parameters=known or None))
+    if not known and there.teacher != teacher.weights:
         say(
             f"teacher store {teacher.folder} was made with {there.teacher!r}; loss.teacher.weights "
             f"is {teacher.weights!r}, which is not here to compare: the store is believed"
@@ -91,6 +101,36 @@ def open_store(config: RunConfig, say: Callable[[str], None]) -> TeacherStore | 
     )
     say(_told(store))
     return store
+
+
+def _parameters(config: RunConfig, say: Callable[[str], None]) -> str:
+    """The SHA-256 of the teacher's parameters; empty where its folder is not here.
+
+    It is kept in the store for as long as the teacher's files have the same names, sizes and times.
+    """
+    teacher = stored(config)
+    assert teacher is not None
+    if not storage.path(teacher.weights).exists():
+        return ""
+    weights = open_teacher(with_teacher_online(config))
+    assert weights is not None
+    kept, files = storage.path(teacher.folder) / SUM, _stamp(weights)
+    if kept.exists() and (line := kept.read_text().split())[:1] == [files] and len(line) == 2:
+        return line[1]
+    size = sum(tensor.bytes for tensor in weights.parameters.values())
+    if size > SILENT_BYTES:
+        say(f"reading {transfer(size)} of {teacher.weights}, to know whether it is the store's")
+    found = parameters_sha256(weights)
+    with suppress(OSError):  # a store may be there to be read only
+        storage.write_whole(kept, f"{files} {found}\n")
+    return found
+
+
+def _stamp(weights: Weights) -> str:
+    """What changes when a model's files do, without their content."""
+    stats = {name: file.stat() for name, file in model_files(weights).items()}
+    lines = [f"{name} {stat.length} {stat.mtime}\n" for name, stat in stats.items()]
+    return sha256("".join([f"{weights.source} {weights.step}\n", *lines]).encode()).hexdigest()
 
 
 def _told(store: TeacherStore) -> str:

@@ -20,6 +20,7 @@ from gemma_train.config import RunConfig
 from gemma_train.conversion.tensors import Weights
 from gemma_train.data.example import Batch
 from gemma_train.data.pipeline import listed_batches
+from gemma_train.data.shards import sidecar_sha256
 from gemma_train.data.teacher_store.codec import Codec
 from gemma_train.data.teacher_store.plan import Plan, plan_of
 from gemma_train.data.teacher_store.rows import lesson, taught_rows
@@ -141,12 +142,16 @@ def make_answers(loss: Distillation, teacher: Gemma) -> Callable[[Batch], tuple]
 def _answered(
     config: RunConfig, plan: Plan, rows: np.ndarray, mesh: Mesh, answers: Callable[[Batch], tuple]
 ) -> Iterator[Batch]:
-    """Batches of these rows with their targets, each while the devices are at the next."""
+    """Batches of these rows with their targets, each while the devices are at the next.
+
+    The targets are the leader's alone, who encodes them. Raises `UserError` where a dataset is not
+    the plan's.
+    """
     batch_rows = config.data.batch_rows // config.accumulation
     mine = needed_rows(mesh, batch_rows)
-    paths = [dataset.path for dataset in plan.head.datasets]
+    paths, listed = _listed(plan, rows)
     stream = listed_batches(
-        config.data, paths, rows, batch_rows=batch_rows, batch_indices=range(batch_rows)
+        config.data, paths, listed, batch_rows=batch_rows, batch_indices=range(batch_rows)
     )
     before = None
     with stream:
@@ -160,7 +165,26 @@ def _answered(
         yield _with_targets(*before)
 
 
+def _listed(plan: Plan, rows: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """(paths, rows by place in them) of the datasets that these rows are of: no other is opened."""
+    used, places = np.unique(rows[:, 0], return_inverse=True)
+    datasets = [plan.head.datasets[place] for place in used]
+    for dataset in datasets:
+        found = sidecar_sha256(dataset.path)
+        require(
+            found == dataset.sha256,
+            f"dataset {dataset.path!r} is not the one of teacher store {plan.folder!r} (SHA-256 of "
+            f"its dataset.json {found[:12]}..., due is {dataset.sha256[:12]}...): put back the "
+            "one that it was, or name another loss.teacher.folder",
+        )
+    return [dataset.path for dataset in datasets], np.stack([places, rows[:, 1]], axis=1)
+
+
 def _with_targets(batch: Batch, answer: tuple) -> Batch:
+    """The batch with its targets on the leader; the others wait, so as not to run ahead of it."""
+    if not is_leader():
+        jax.block_until_ready(answer)
+        return batch
     candidates_btq, probabilities_btq = (np.asarray(array) for array in answer)
     return replace(batch, candidates_btq=candidates_btq, probabilities_btq=probabilities_btq)
 

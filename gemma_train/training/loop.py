@@ -18,7 +18,8 @@ from gemma_train.metrics.peak import peak_flops
 from gemma_train.model import Gemma
 from gemma_train.model.flops import forward_flops_per_token, training_flops_per_token
 from gemma_train.placement import needed_rows, place
-from gemma_train.teachers.online import load_teacher, open_teacher
+from gemma_train.teachers.identity import keep_teacher
+from gemma_train.teachers.online import load_teacher, open_teacher, told
 from gemma_train.teachers.stored import open_store
 from gemma_train.training.checkpoint import Checkpoints
 from gemma_train.training.claim import claim
@@ -39,17 +40,19 @@ class Outcome:
 def train(config: RunConfig, say: Callable[[str], None] = print) -> Outcome:
     """Run `config` from its newest checkpoint, or from the start, to its last step or Ctrl-C.
 
-    The runtime has started. `say` is told of a store that the run learns from. Raises `UserError`
-    for a mesh, folder, data or store that do not fit.
+    The runtime has started. `say` is told of the teacher that the run learns from. Raises
+    `UserError` for a mesh, folder, data or teacher that do not fit.
     """
     mesh = make_mesh(config.mesh)
     check(config.data, config.model.vocabulary)
-    store = open_store(config, say)
+    store, taught_by = open_store(config, say), open_teacher(config)
+    if taught_by is not None:
+        say(told(config, taught_by))
     with jax.set_mesh(mesh), Checkpoints(config) as checkpoints:
         saved = checkpoints.latest_step
         weights = None if saved else _weights(config, begun=saved is not None)
-        taught_by = open_teacher(config)
         claim(config, begun=saved is not None)
+        keep_teacher(config, taught_by, begun=saved is not None)
         if saved:
             state, next_row = checkpoints.restore()
         else:

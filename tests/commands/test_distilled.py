@@ -60,6 +60,34 @@ def test_a_taught_run_killed_at_any_moment_resumes_bit_for_bit(
         np.testing.assert_array_equal(other[path], leaf, err_msg=path)
 
 
+def test_a_teacher_that_trained_on_is_refused_and_its_old_step_resumes_bit_for_bit(
+    tmp_path, taught_config, gemma_train, finished_run
+):
+    teacher, later = tmp_path / "teacher", tmp_path / "later"
+    shutil.copytree(finished_run[0], teacher)
+    older, newest = sorted(int(path.name) for path in (teacher / "checkpoints").iterdir())[-2:]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    pinned = ("--loss.teacher.step", str(older))
+    done = gemma_train("train", taught_config(whole, str(teacher)), *pinned)
+    assert done.returncode == 0, done.stderr
+    assert f"after {older} steps" in done.stdout
+    shutil.move(teacher / f"checkpoints/{newest}", later)
+    config = taught_config(killed, str(teacher))
+    kill_at(config, killed, 5, signal.SIGKILL)
+    shutil.move(later, teacher / f"checkpoints/{newest}")
+    refused = gemma_train("train", config)
+    assert refused.returncode == 2
+    assert f"another teacher (step was {older}, is {newest}; sha256 was '" in refused.stderr
+    assert f"set loss.teacher.step to {older}" in refused.stderr
+    again = gemma_train("train", config, *pinned)
+    assert again.returncode == 0, again.stderr
+    expected = {number: line["loss"] for number, line in steps_of(whole).items()}
+    assert {number: line["loss"] for number, line in steps_of(killed).items()} == expected
+    one, other = saved_arrays(whole, 12), saved_arrays(killed, 12)
+    for path, leaf in one.items():
+        np.testing.assert_array_equal(other[path], leaf, err_msg=path)
+
+
 def refusal_of(capsys, *words: str) -> str:
     assert command_line.run(list(words)) == 2
     told = capsys.readouterr().err.strip()

@@ -5,7 +5,7 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +15,8 @@ import pytest
 from etils import epath
 
 from gemma_train import storage
+from gemma_train.commands.teacher import TeacherArguments
+from gemma_train.commands.teacher import run as run_teacher
 from gemma_train.config import RunConfig, TokenSource, load
 from gemma_train.conversion.load import open_weights
 from gemma_train.data.pipeline import batches
@@ -25,7 +27,7 @@ from gemma_train.losses.distillation import Stored, taught
 from gemma_train.placement import place
 from gemma_train.samplers import Counts, Dense, Gumbel, Priority, TopK
 from gemma_train.teachers.online import load_teacher
-from gemma_train.teachers.stored import open_store, store_codec, with_teacher_online
+from gemma_train.teachers.stored import SUM, open_store, store_codec, with_teacher_online
 from gemma_train.teachers.writing import check_disk, plan_store, share_of, write_share
 from gemma_train.tokenizer.training import TokenizerConfig, train_tokenizer
 from tests.commands.conftest import command, environment
@@ -40,7 +42,9 @@ config = replace(
     run,
     folder={folder!r},
     loss=Distillation(
-        teacher=Stored(folder={store!r}, weights={weights!r}), sampler={sampler}, chunk=64
+        teacher=Stored(folder={store!r}, weights={weights!r}, dtype="float32"),
+        sampler={sampler},
+        chunk=64,
     ),
 )
 """
@@ -90,34 +94,55 @@ def whole_store(tmp_path_factory, finished_run, gemma_train) -> tuple[Path, str]
 
 
 def assert_same_files(one: Path, other: Path) -> None:
-    names = sorted(path.name for path in one.iterdir())
-    assert names == sorted(path.name for path in other.iterdir())
+    names, others = (
+        sorted(path.name for path in store.iterdir() if path.name != SUM) for store in (one, other)
+    )
+    assert names == others
     for name in names:
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
 
 
+# The command, which kills itself where it would write the file that the first argument names.
+KILLED = """
+import os, runpy, signal, sys
+from gemma_train import storage
+
+write_whole, name = storage.write_whole, sys.argv.pop(1)
+
+def write_or_die(target, content):
+    if target.name == name:
+        (target.parent / f".{target.name}.0.writing").write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+    write_whole(target, content)
+
+storage.write_whole = write_or_die
+runpy.run_module("gemma_train", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("dies_at", "finished"),
+    [
+        ("targets-00000.bin", 0),
+        ("targets-00004.rows", 4),
+        ("targets-00007.json", 7),
+        ("teacher.json", 12),
+    ],
+)
 def test_a_pass_killed_at_any_moment_resumes_byte_for_byte(
-    tmp_path, write_distilled, whole_store, gemma_train
+    tmp_path, write_distilled, whole_store, gemma_train, dies_at, finished
 ):
     store = tmp_path / "killed"
     config = write_distilled(store=store)
-    finished = int(np.random.default_rng(time.time_ns()).integers(1, 12))
-    process = subprocess.Popen(
-        command("teacher", config, *SHARDS), env=environment(), stdout=subprocess.PIPE
-    )
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        if len(list(store.glob("targets-*.json"))) >= finished:
-            process.send_signal(signal.SIGKILL)
-            break
-        time.sleep(0.001)
-    process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGKILL, "the pass ended by itself"
+    words = [sys.executable, "-c", KILLED, dies_at, "teacher", config, *SHARDS]
+    killed = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=300)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     kept = {path: path.stat().st_mtime_ns for path in store.glob("targets-*.json")}
-    assert len(kept) >= finished
+    assert len(kept) == finished
+    assert not (store / "teacher.json").exists()
     again = gemma_train("teacher", config, *SHARDS)
     assert again.returncode == 0, again.stderr
-    assert f"{4 * (12 - len(kept))} rows to write" in again.stdout
+    assert (f"{4 * (12 - finished)} rows to write" in again.stdout) == (finished < 12)
     assert all(path.stat().st_mtime_ns == when for path, when in kept.items())
     for leftover in store.glob(".*.writing"):
         leftover.unlink()
@@ -226,6 +251,7 @@ def test_two_processes_write_one_store(tmp_path, write_distilled, whole_store):
     ]
     told = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], told
+    assert ["one host encodes for all of a mesh" in text for text in told] == [True, False]
     there, expected = read_description(str(store)), read_description(str(whole_store[0]))
     assert there.head == expected.head
     assert there.total("tokens") == expected.total("tokens")
@@ -334,13 +360,37 @@ def test_a_disk_without_room_is_refused_naming_both(whole_store, monkeypatch):
         check_disk(share, store_codec(config), print)
 
 
+def test_a_store_in_a_bucket_is_refused_before_the_pass(whole_store):
+    bucket = Stored(folder="gs://x/y", weights="nowhere")
+    with pytest.raises(UserError, match="teacher store 'gs://x/y' must be local"):
+        run_teacher(stored_config(whole_store, teacher=bucket), TeacherArguments())
+
+
+def test_a_dataset_that_is_not_the_plans_is_refused_when_it_is_opened(
+    whole_store, tmp_path, mesh_of
+):
+    config = stored_config(whole_store)
+    teacher = replace(config.loss.teacher, folder=str(tmp_path / "store"))
+    config = replace(config, loss=replace(config.loss, teacher=teacher))
+    weights = open_weights(teacher.weights)
+    plan = plan_store(config, weights, shard_tokens=256)
+    changed = tuple(replace(dataset, sha256="0" * 64) for dataset in plan.head.datasets)
+    plan = replace(plan, head=replace(plan.head, datasets=changed))
+    message = (
+        r"is not the one of teacher store .*dataset.json \w{12}\.\.\., due is 000000000000\.\.\."
+    )
+    with mesh_of(), pytest.raises(UserError, match=message):
+        share = share_of(plan, writer=0, writers=1)
+        write_share(config, weights, share, jax.sharding.get_mesh(), lambda text: None)
+
+
 @pytest.mark.parametrize(
     "sampler", [TopK(candidates=64), Gumbel(candidates=64), Priority(candidates=64)], ids=str
 )
 def test_what_is_stored_is_what_the_teacher_would_say_in_the_step(
     whole_store, tmp_path, sampler, mesh_of
 ):
-    """The stored targets' divergence from the online ones, and what it does to a loss, in nats."""
+    """The stored targets' divergence from the online ones, in nats; other weights have more."""
     config = stored_config(whole_store, sampler=sampler)
     teacher = replace(config.loss.teacher, folder=str(tmp_path / "store"))
     config = replace(config, loss=replace(config.loss, teacher=teacher), steps=2)
@@ -358,17 +408,22 @@ def test_what_is_stored_is_what_the_teacher_would_say_in_the_step(
         silent = replace(stored_batch, candidates_btq=None, probabilities_btq=None)
         online = jax.jit(taught, static_argnums=2)(model, place(silent, mesh, 4), config.loss)
     counts = stored_batch.weights_bt > 0
-    stored_targets, online_targets = (
-        dense(np.asarray(b.candidates_btq)[counts], np.asarray(b.probabilities_btq)[counts])
+    ids, weights, online_ids, online_weights = (
+        np.asarray(array)[counts]
         for b in (stored_batch, online)
+        for array in (b.candidates_btq, b.probabilities_btq)
     )
-    assert ((stored_targets > 0) == (online_targets > 0)).all()
-    some = stored_targets > 0
-    ratio = np.log(stored_targets[some] / online_targets[some])
-    gap = stored_targets - online_targets
-    divergence = ((stored_targets[some] * ratio).sum() - gap.sum()) / len(gap)
-    assert 0 <= divergence < 6e-4
-    assert abs((gap * np.log(600)).sum() / len(gap)) < 5e-3  # the loss of a student that is even
+    expected = dense(online_ids, online_weights)
+    assert 0 <= divergence(dense(ids, weights), expected) < 6e-4
+    assert divergence(dense(ids, weights[:, ::-1]), expected) > 6e-2
+
+
+def divergence(stored_nv: np.ndarray, online_nv: np.ndarray) -> float:
+    """Kullback and Leibler's, a token in the mean, of targets whose sums may not be 1."""
+    some = stored_nv > 0
+    assert (some == (online_nv > 0)).all()
+    ratio = np.log(stored_nv[some] / online_nv[some])
+    return ((stored_nv[some] * ratio).sum() - (stored_nv - online_nv).sum()) / len(stored_nv)
 
 
 def dense(ids_nq: np.ndarray, weights_nq: np.ndarray) -> np.ndarray:
@@ -388,10 +443,9 @@ def test_a_stored_teacher_gives_the_loss_curve_of_one_in_the_step(
     online = tmp_path / "online.py"
     text = Path(stored).read_text().replace("student", "online").replace("Stored(", "Online(")
     text = re.sub(r"folder='[^']*store', ", "", text).replace("/stored'", "/online'")
-    online.write_text(text.replace("Stored,", "Online,").replace("dtype", "dtype"))
+    online.write_text(text.replace("Stored,", "Online,"))
     for words in (("teacher", stored), ("train", stored), ("train", str(online))):
-        more = ("--loss.teacher.dtype", "float32") if words[1] == str(online) else ()
-        done = gemma_train(*words, *more)
+        done = gemma_train(*words)
         assert done.returncode == 0, done.stderr
     one, other = (steps_of(tmp_path / name) for name in ("stored", "online"))
     assert one.keys() == other.keys() == set(range(1, 13))

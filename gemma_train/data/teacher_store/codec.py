@@ -84,12 +84,17 @@ class Codec:
         floors = _read(next(frames), 4 * some).view(_FLOOR)
         sums = _read(next(frames), 2 * some).view(_SUM)
         ids = _joined([_read(next(frames), size) for _ in range(self._id_bytes)]).reshape(shape)
-        np.cumsum(ids, axis=1, out=ids)
-        if count and ids[:, -1].max() >= self.vocabulary:
+        ids = np.cumsum(ids, axis=1, dtype=np.int64)
+        if ids.size and not 0 <= ids.min() <= ids.max() < self.vocabulary:
             raise ValueError("it holds ids beyond the vocabulary")
         codes = _read(next(frames), size * (self.weights != "equal"))
         weights = self._weights(codes.reshape(-1, self.candidates), floors, sums, shape)
-        return Targets(tokens=tokens, taught=taught, candidates=ids, probabilities=weights)
+        return Targets(
+            tokens=tokens,
+            taught=taught,
+            candidates=ids.astype(np.int32),
+            probabilities=weights,
+        )
 
     @property
     def estimated_bytes(self) -> int:

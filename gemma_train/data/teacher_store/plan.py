@@ -5,6 +5,7 @@ order, adds shards of those that are missing. A shard that lost its records is w
 """
 
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from gemma_train.data.teacher_store.shards import (
     read_description,
     read_note,
     read_rows,
+    row_keys,
     shard_files,
     write_description,
 )
@@ -76,20 +78,44 @@ class Plan:
         note = str(shard_files(self.folder, number).note)
         check_origin(self.folder, there.origin, self.head.origin)
         check_size(self.folder, number, shard)
+        _check_datasets(note, there, self.head)
         if self.there is None or number >= len(self.there.shards):
-            order, here = asdict(there.order), asdict(self.head.order)
-            other = [name for name in here if order[name] != here[name]]
-            found = [f"data.{name} {order[name]!r} there, {here[name]!r} here" for name in other]
-            require(
-                not found, f"{note!r} was begun for another run ({'; '.join(found)}): {_ELSEWHERE}"
-            )
+            _check_order(note, there, self.head)
         rows, due = read_rows(self.folder, number, shard)[:, :2], self.shards[number]
         require(
             np.array_equal(rows, due),
             f"{note!r} was begun for another run: it holds {len(rows)} rows from (dataset, row) "
-            f"{tuple(rows[0].tolist())}, due are {len(due)} from {tuple(due[0].tolist())}: "
-            + _ELSEWHERE,
+            f"{tuple(rows[:1].ravel().tolist())}, due are {len(due)} from "
+            f"{tuple(due[0].tolist())}: " + _ELSEWHERE,
         )
+
+
+def _check_datasets(note: str, there: Head, here: Head) -> None:
+    """Raise `UserError` unless a shard's datasets are the first of those that are due now."""
+    for one, other in zip_longest(there.datasets, here.datasets[: len(there.datasets)]):
+        due = f"{other.path!r} {other.sha256[:12]}..." if other else "none"
+        require(
+            other is not None and one.sha256 == other.sha256,
+            f"{note!r} was begun for another run (SHA-256 of dataset.json of {one.path!r} "
+            f"{one.sha256[:12]}... there, {due} here): {_ELSEWHERE}",
+        )
+
+
+def _check_order(note: str, there: Head, here: Head) -> None:
+    """Raise `UserError` unless a shard was begun in this order, and in shards of this size."""
+    began, due = asdict(there.order), asdict(here.order)
+    other = [name for name in due if began[name] != due[name]]
+    length, cure = here.origin.sequence_length, _ELSEWHERE
+    if other == ["shard_rows"]:
+        cure = (
+            "finish it with the command that began it: --shard-tokens "
+            f"{there.order.shard_rows * length}"
+        )
+    found = [f"data.{name} {began[name]!r} there, {due[name]!r} here" for name in other]
+    if "shard_rows" in other:
+        sizes = [order.shard_rows * length for order in (there.order, here.order)]
+        found[other.index("shard_rows")] = "--shard-tokens {} there, {} here".format(*sizes)
+    require(not found, f"{note!r} was begun for another run ({'; '.join(found)}): {cure}")
 
 
 def plan_of(
@@ -106,7 +132,10 @@ def plan_of(
         datasets = _merged(there.head.datasets, datasets)
         held = [read_rows(folder, n, shard)[:, :2] for n, shard in enumerate(there.shards)]
         shards = {n: held[n] for n, shard in enumerate(there.shards) if _is_lost(folder, n, shard)}
-        rows = _without(_placed(rows, taught.datasets, datasets), np.concatenate(held))
+        rows = _without(
+            _placed(rows, taught.datasets, datasets),
+            np.concatenate([np.zeros((0, 2), np.int64), *held]),
+        )
     first = len(there.shards) if there else 0
     for number, start in enumerate(range(0, len(rows), size), first):
         shards[number] = rows[start : start + size]
@@ -138,13 +167,14 @@ def _placed(
 
 def _without(rows: np.ndarray, known: np.ndarray) -> np.ndarray:
     """The rows that are none of the known ones."""
-    there = {tuple(row) for row in known.tolist()}
-    return rows[np.array([tuple(row) not in there for row in rows.tolist()], bool)]
+    return rows[~np.isin(row_keys(rows), row_keys(known))]
 
 
 def _merged(
     there: tuple[TaughtDataset, ...], here: tuple[TaughtDataset, ...]
 ) -> tuple[TaughtDataset, ...]:
-    """The store's datasets, and behind them those that it does not know yet."""
+    """The store's datasets, where they lie now, and behind them those that it does not know yet."""
     known = {dataset.sha256 for dataset in there}
-    return (*there, *(dataset for dataset in here if dataset.sha256 not in known))
+    now = {dataset.sha256: dataset for dataset in here}
+    new = (dataset for dataset in here if dataset.sha256 not in known)
+    return (*(now.get(dataset.sha256, dataset) for dataset in there), *new)

@@ -4,7 +4,10 @@ Whatever a record was made from is compared before it is used: its `Origin` when
 opened, the row's own tokens and borders whenever it is read.
 """
 
+import os
 from dataclasses import dataclass
+from functools import lru_cache
+from weakref import finalize
 
 import numpy as np
 
@@ -15,11 +18,12 @@ from gemma_train.data.teacher_store.shards import (
     check_size,
     read_description,
     read_rows,
+    row_keys,
     shard_files,
 )
 from gemma_train.errors import UserError, require
 
-_MOST_ROWS = 1 << 44  # of a dataset
+_MOST_OPEN = 64  # files of a store, in a process
 
 
 class TeacherStore:
@@ -29,8 +33,9 @@ class TeacherStore:
     """
 
     def __init__(self, folder: str, codec: Codec):
-        require("://" not in folder, f"teacher store {folder!r} must be local: copy or mount it")
+        check_local(folder)
         self.folder, self.codec = folder, codec
+        self._files = _OpenFiles()
         self.description = read_description(folder)
         indices = []
         for number, shard in enumerate(self.description.shards):
@@ -38,7 +43,7 @@ class TeacherStore:
             indices.append(read_rows(folder, number, shard))
         index = np.concatenate(indices) if indices else np.zeros((0, 3), np.int64)
         starts = [np.append(0, one[:-1, 2]) for one in indices]
-        keys = index[:, 0] * _MOST_ROWS + index[:, 1]
+        keys = row_keys(index)
         order = np.argsort(keys)
         self._keys, self._ends = keys[order], index[order, 2]
         self._starts = np.concatenate([*starts, np.zeros(0, np.int64)])[order]
@@ -47,7 +52,8 @@ class TeacherStore:
 
     def missing(self, dataset: int, numbers: np.ndarray) -> int:
         """How many of these rows of a dataset are not here."""
-        return int((~np.isin(dataset * _MOST_ROWS + numbers, self._keys)).sum())
+        rows = np.stack([np.full_like(numbers, dataset), numbers], axis=1)
+        return int((~np.isin(row_keys(rows), self._keys)).sum())
 
     def rows_of(self, path: str, sha256: str) -> "TaughtRows":
         """The targets of the dataset whose dataset.json has this sum, wherever it lay then.
@@ -67,7 +73,7 @@ class TeacherStore:
 
     def read(self, dataset: int, number: int) -> Targets:
         """The targets of a row. Raises `UserError` where they are damaged or not here."""
-        key = dataset * _MOST_ROWS + number
+        key = int(row_keys(np.array([[dataset, number]]))[0])
         place = int(np.searchsorted(self._keys, key))
         name = f"row {number:,} of dataset {self.description.head.datasets[dataset].path!r}"
         require(
@@ -77,13 +83,36 @@ class TeacherStore:
         file = shard_files(self.folder, int(self._shards[place])).targets
         start, end = int(self._starts[place]), int(self._ends[place])
         try:
-            with file.open("rb") as stream:
-                stream.seek(start)
-                return self.codec.decode(stream.read(end - start))
+            return self.codec.decode(self._files.read(os.fspath(file), start, end - start))
         except (ValueError, OSError) as error:
             raise UserError(
                 f"shard {str(file)!r} is damaged: {name} cannot be read ({error}): {AGAIN}"
             ) from None
+
+
+def check_local(folder: str) -> None:
+    """Raise `UserError` for a store in a bucket, which would be read row by row."""
+    require("://" not in folder, f"teacher store {folder!r} must be local: copy or mount it")
+
+
+class _OpenFiles:
+    """Reads of files, the latest of which stay open; a copy in another process opens its own."""
+
+    def __init__(self) -> None:
+        self._opened = lru_cache(_MOST_OPEN)(_OpenFile)
+
+    def __reduce__(self) -> tuple:
+        return _OpenFiles, ()
+
+    def read(self, name: str, start: int, size: int) -> bytes:
+        file = self._opened(name)  # held while it is read: another thread may push it out
+        return os.pread(file.descriptor, size, start)
+
+
+class _OpenFile:
+    def __init__(self, name: str):
+        self.descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
+        finalize(self, os.close, self.descriptor)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ import numpy as np
 from gemma_train.data.pipeline import DataConfig, TrainingRows, training_rows
 from gemma_train.data.shards import sidecar_sha256
 from gemma_train.data.teacher_store.reading import TeacherStore
-from gemma_train.data.teacher_store.shards import Order, TaughtDataset
+from gemma_train.data.teacher_store.shards import Order, TaughtDataset, row_keys
 from gemma_train.errors import require
 
 
@@ -54,7 +54,7 @@ def taught_rows(config: DataConfig, taught: Lesson, stream_rows: int) -> np.ndar
         found.append(np.stack([turns, np.full_like(numbers, place), numbers], axis=1))
     rows = np.concatenate(found)
     rows = rows[np.argsort(rows[:, 0])][:, 1:]
-    _, first = np.unique(rows, axis=0, return_index=True)
+    _, first = np.unique(row_keys(rows), return_index=True)
     return rows[np.sort(first)]
 
 
@@ -75,8 +75,7 @@ def missing_rows(config: DataConfig, store: TeacherStore, stream_rows: int) -> i
 def _missing(stream: TrainingRows, component: int, stream_rows: int) -> int:
     teacher = stream.teachers[component]
     assert teacher is not None
-    _, numbers = stream.first_epoch(component, stream_rows)
-    return teacher.store.missing(teacher.dataset, numbers)
+    return teacher.store.missing(teacher.dataset, stream.distinct(component, stream_rows))
 
 
 def _components(config: DataConfig, taught: Lesson) -> list[tuple[int, int]]:

@@ -12,9 +12,9 @@ know nothing of each other fill one folder, and what a killed one finished stays
 import contextlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from hashlib import sha256
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 import numpy as np
 from etils import epath
@@ -27,6 +27,8 @@ SIDECAR = "teacher.json"
 AGAIN = "remove that file and run gemma-train teacher again"
 _LOST = "restore it from a copy, or write the store anew in another folder"
 _INDEX = np.dtype("<i8")
+_ENTRY = 3  # numbers a row in targets-*.rows
+_MOST_ROWS = 1 << 44  # of a dataset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +155,7 @@ def read_note(folder: str, number: int) -> tuple[Head, TargetShard] | None:
         return None
     with _garbled(note, AGAIN):
         content = _read_json(note)
-        return _head(content), TargetShard(**content["shard"])
+        return _head(content), _parsed(TargetShard, content["shard"])
 
 
 def read_rows(folder: str, number: int, shard: TargetShard) -> np.ndarray:
@@ -167,7 +169,17 @@ def read_rows(folder: str, number: int, shard: TargetShard) -> np.ndarray:
         f"shard {str(file)!r} is damaged (its SHA-256 is {found[:12]}..., it should be "
         f"{shard.rows_sha256[:12]}...): {_LOST}",
     )
-    return np.frombuffer(content, _INDEX).reshape(shard.rows, 3)
+    require(
+        len(content) == shard.rows * _ENTRY * _INDEX.itemsize,
+        f"shard {str(file)!r} has {len(content):,} bytes, {shard.rows:,} rows would take "
+        f"{shard.rows * _ENTRY * _INDEX.itemsize:,}: {_LOST}",
+    )
+    return np.frombuffer(content, _INDEX).reshape(shard.rows, _ENTRY)
+
+
+def row_keys(rows: np.ndarray) -> np.ndarray:
+    """int64 [n]: one number for each row of [n, 2 or more] of (dataset, row), in their order."""
+    return rows[:, 0] * _MOST_ROWS + rows[:, 1]
 
 
 def check_size(folder: str, number: int, shard: TargetShard) -> None:
@@ -216,9 +228,9 @@ def read_description(folder: str) -> Description:
         content = _read_json(sidecar)
         return Description(
             head=_head(content),
-            stream_rows=content["stream_rows"],
-            dataset_rows=tuple(content["dataset_rows"]),
-            shards=tuple(TargetShard(**shard) for shard in content["shards"]),
+            stream_rows=_parsed(int, content["stream_rows"]),
+            dataset_rows=_parsed(tuple[int, ...], content["dataset_rows"]),
+            shards=_parsed(tuple[TargetShard, ...], content["shards"]),
         )
 
 
@@ -260,13 +272,25 @@ def _read_json(file: epath.Path) -> dict[str, Any]:
 
 
 def _head(content: dict[str, Any]) -> Head:
-    order = content["order"]
-    lists = {name: tuple(order[name]) for name in ("weights", "places")}
-    return Head(
-        origin=Origin(**content["origin"]),
-        datasets=tuple(TaughtDataset(**dataset) for dataset in content["datasets"]),
-        order=Order(**{**order, **lists}),
-    )
+    return _parsed(Head, {field.name: content[field.name] for field in fields(Head)})
+
+
+def _parsed(kind: Any, value: Any) -> Any:
+    """JSON as a dataclass, a tuple or a plain value of this type; no number here is below 0."""
+    if isinstance(kind, type) and is_dataclass(kind):
+        hints = get_type_hints(kind)
+        if not isinstance(value, dict) or value.keys() != hints.keys():
+            raise ValueError(f"{value!r:.60} has not the fields {', '.join(hints)}")
+        return kind(**{name: _parsed(hint, value[name]) for name, hint in hints.items()})
+    if get_origin(kind) is tuple:
+        if not isinstance(value, list):
+            raise ValueError(f"{value!r:.60} is no list")
+        return tuple(_parsed(get_args(kind)[0], item) for item in value)
+    kinds = get_args(kind) or ((int, float) if kind is float else (kind,))
+    if type(value) not in kinds or (isinstance(value, int | float) and not value >= 0):
+        names = " or ".join(one.__name__ for one in kinds)
+        raise ValueError(f"{value!r:.60} is no {names}" + " of 0 or more" * (str not in kinds))
+    return value
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from gemma_train.axes import activation
 from gemma_train.kernels.vocabulary.split import (
+    chunks,
     first_row,
     gathered,
     joined,
@@ -91,13 +92,6 @@ def _on_one_shard(
     """A scan over chunks of this device's tokens, each beside those of the devices that share."""
     table_vd = whole_rows(table_vd.astype(states_btd.dtype), columns)
     first, tokens = first_row(table_vd, rows), draws_bt.size
-    chunk = min(chunk, tokens)
-    fill = -tokens % chunk
-
-    def chunks(x: jax.Array) -> jax.Array:
-        flat = x.reshape(tokens, *x.shape[2:])
-        flat = jnp.pad(flat, ((0, fill), *((0, 0),) * (flat.ndim - 1)))
-        return flat.reshape(-1, chunk, *flat.shape[1:])
 
     def body(_, one):
         states_cd, draws_c = (gathered(x, rows) for x in one)
@@ -106,7 +100,7 @@ def _on_one_shard(
             logits_cv = soft_cap * jnp.tanh(logits_cv / soft_cap)
         return None, _drawn(logits_cv / temperature, draws_c, sampler, rows=rows, first=first)
 
-    _, found = jax.lax.scan(body, None, (chunks(states_btd), chunks(draws_bt)))
+    _, found = jax.lax.scan(body, None, chunks((states_btd, draws_bt), chunk))
 
     def in_place(x: jax.Array) -> jax.Array:
         return x.reshape(-1, x.shape[-1])[:tokens].reshape(*draws_bt.shape, -1)

@@ -92,10 +92,11 @@ def soft_chunk(
         dot_c, mass_c, hard_c = jax.lax.psum((dot_c, mass_c, hard_c), tuple(rows))
     usual_c = normalizer_c if usual_c is None else usual_c
     cross_entropy = jnp.sum(weights_c * (usual_c - hard_c))
-    z_loss_c = terms.z_loss * jnp.square(normalizer_c)
-    loss = jnp.sum(weights_c * (mass_c * normalizer_c - dot_c + z_loss_c))
+    z_loss_c = jnp.where(mass_c == 0.0, 0.0, terms.z_loss)  # without a target there is no loss
+    loss_c = mass_c * normalizer_c - dot_c + z_loss_c * jnp.square(normalizer_c)
+    loss = jnp.sum(weights_c * loss_c)
     # The gradient by the logits: weight * (total * powers / denominator - target).
-    total_c, weights_c = mass_c + 2.0 * terms.z_loss * normalizer_c, weights_c / terms.temperature
+    total_c, weights_c = mass_c + 2.0 * z_loss_c * normalizer_c, weights_c / terms.temperature
     if states_cd.dtype == jnp.float32:
         # A total of 0 is a token without a target: there is nothing to take.
         powers_cv = target.taken(powers_cv, denominator_c / jnp.where(total_c == 0, 1.0, total_c))

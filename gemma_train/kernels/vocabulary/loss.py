@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec
 from gemma_train.axes import MESH_AXES, activation
 from gemma_train.kernels.vocabulary.chunk import Chunk, hard_chunk, soft_chunk
 from gemma_train.kernels.vocabulary.soft_target import sent
+from gemma_train.kernels.vocabulary.split import chunks, first_row, gathered, scattered, whole_rows
 from gemma_train.kernels.vocabulary.terms import LossTerms, Targets
 from gemma_train.zero3 import axes_of
 
@@ -33,10 +34,10 @@ def vocabulary_loss(
     """(loss, cross-entropy): sums over tokens of weight * value, float32 scalars.
 
     The loss of a token is w * lse(z / T) - sum of p * z / T + z_loss * lse^2, of logits z, target
-    p, its sum w, and temperature T; it is differentiable in states and table. The second is a
-    figure, always of the text's own token, over the whole vocabulary, at temperature 1. Weights of
-    tokens without loss are 0; put 1 / (number of tokens) in them for a mean. `table_vd` comes as it
-    is stored, split by `zero3.split`; matmuls run in the states' dtype.
+    p, its sum w, and temperature T, and 0 where w is; it is differentiable in states and table. The
+    second is a figure, always of the text's own token, over the whole vocabulary, at temperature 1.
+    Weights of tokens without loss are 0; put 1 / (number of tokens) in them for a mean. `table_vd`
+    comes as it is stored, split by `zero3.split`; matmuls run in the states' dtype.
     """
     sums, _ = _run(states_btd, table_vd, targets, weights_bt, terms, with_gradients=False)
     return sums
@@ -82,16 +83,14 @@ def _on_one_shard(
     tokens, chunk by chunk.
     """
     dtype, width, tokens = states_btd.dtype, states_btd.shape[-1], weights_bt.size
-    table_vd = table_vd.astype(dtype)
-    for axis in reversed(columns):
-        table_vd = jax.lax.all_gather(table_vd, axis, axis=1, tiled=True)
+    table_vd = whole_rows(table_vd.astype(dtype), columns)
     # In bfloat16 a confident token's numerator and its target would round apart and not cancel.
     apart = targets.is_hard and not rows and dtype == jnp.float32
     chunk_of = _chunk_function(table_vd, targets, terms, rows, apart)
 
     def body(carry, one):
         sums, gradient_dv = carry
-        states_cd, targets_c, weights_c = jax.tree.map(lambda x: _gathered(x, rows), one)
+        states_cd, targets_c, weights_c = jax.tree.map(lambda x: gathered(x, rows), one)
         chunk = chunk_of(states_cd, targets_c, weights_c)
         sums = jax.tree.map(jnp.add, sums, chunk.sums)
         if not with_gradients:
@@ -102,11 +101,11 @@ def _on_one_shard(
             "cd,cv->dv", scaled_cd, powers_cv, preferred_element_type=jnp.float32
         )
         gradient_cd = jnp.einsum("cv,vd->cd", powers_cv, table_vd) * scale_c[:, None]
-        return (sums, gradient_dv), (_scattered(gradient_cd.astype(dtype), rows), chunk.pull_c)
+        return (sums, gradient_dv), (scattered(gradient_cd.astype(dtype), rows), chunk.pull_c)
 
     zero = jnp.zeros((), jnp.float32)
     empty_dv = jnp.zeros(table_vd.shape[::-1], jnp.float32) if with_gradients else None
-    inputs = _chunks((states_btd, sent(targets, terms, dtype), weights_bt), terms.chunk)
+    inputs = chunks((states_btd, sent(targets, terms, dtype), weights_bt), terms.chunk)
     (sums, gradient_dv), found = jax.lax.scan(body, ((zero, zero), empty_dv), inputs)
     whole_axes = tuple(axis for axis in MESH_AXES if axis not in rows)
     sums = jax.tree.map(lambda x: jax.lax.psum(x, whole_axes), sums)
@@ -125,42 +124,15 @@ def _chunk_function(
     table_vd: jax.Array, targets: Targets, terms: LossTerms, rows: list[str], apart: bool
 ) -> Callable[..., Chunk]:
     """What makes a `Chunk` of (states, targets, weights) of a chunk: ids counted from row 0."""
-    first_row = jax.lax.axis_index(tuple(rows)) * table_vd.shape[0] if rows else 0
+    first = first_row(table_vd, rows)
 
     def chunk_of(states_cd, targets_c, weights_c):
-        here = targets_c.of_chunk(first_row)
+        here = targets_c.of_chunk(first)
         if not targets.is_hard:
             return soft_chunk(states_cd, table_vd, here, weights_c, terms, rows)
         return hard_chunk(states_cd, table_vd, here.hard_c, weights_c, terms, rows, apart=apart)
 
     return chunk_of
-
-
-def _chunks(tree, chunk: int):
-    """Arrays [b, t, ...] as [number, chunk, ...] of tokens, the last filled with zeros."""
-
-    def chunks(x: jax.Array) -> jax.Array:
-        tokens = x.shape[0] * x.shape[1]
-        length = min(chunk, tokens)
-        flat = x.reshape(tokens, *x.shape[2:])
-        flat = jnp.pad(flat, ((0, -tokens % length), *((0, 0),) * (flat.ndim - 1)))
-        return flat.reshape(-1, length, *flat.shape[1:])
-
-    return jax.tree.map(chunks, tree)
-
-
-def _gathered(x, rows):
-    """A chunk of every device along the rows axes, one after the other."""
-    for axis in reversed(rows):
-        x = jax.lax.all_gather(x, axis, axis=0, tiled=True)
-    return x
-
-
-def _scattered(x, rows):
-    """The transpose of `_gathered`: sums over the rows axes, each device keeping its own chunk."""
-    for axis in rows:
-        x = jax.lax.psum_scatter(x, axis, scatter_dimension=0, tiled=True)
-    return x
 
 
 def _reduced(gradient_vd, dtype, rows, columns):

@@ -11,6 +11,19 @@ import jax
 import jax.numpy as jnp
 
 
+def chunks[Tree](tree: Tree, chunk: int) -> Tree:
+    """Arrays [b, t, ...] as [number, chunk, ...] of tokens, the last filled with zeros."""
+
+    def of(x: jax.Array) -> jax.Array:
+        tokens = x.shape[0] * x.shape[1]
+        length = min(chunk, tokens)
+        flat = x.reshape(tokens, *x.shape[2:])
+        flat = jnp.pad(flat, ((0, -tokens % length), *((0, 0),) * (flat.ndim - 1)))
+        return flat.reshape(-1, length, *flat.shape[1:])
+
+    return jax.tree.map(of, tree)
+
+
 def whole_rows(table_vd: jax.Array, columns: Sequence[str]) -> jax.Array:
     """This device's rows of the table, their columns gathered, one axis a hop."""
     for axis in reversed(columns):

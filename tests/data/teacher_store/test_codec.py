@@ -5,6 +5,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+import zstandard
 
 from gemma_train.data.example import Row, padding
 from gemma_train.data.teacher_store.codec import codec
@@ -118,6 +119,58 @@ def test_priority_keeps_tau_exactly_and_its_sum_to_half_a_thousandth():
     error = found.probabilities.sum(axis=1) - row.probabilities.sum(axis=1)
     assert np.abs(error).max() < 6e-4  # half a step of float16
     assert abs(error.mean()) < 2e-4
+
+
+@pytest.mark.parametrize("sampler", [Priority(candidates=16), Counts(candidates=16)], ids=str)
+def test_what_is_unbiased_stays_so_when_it_is_stored(sampler):
+    """The mean of many stored targets against what they were drawn from."""
+    p, mean, error = _mean_of_stored(sampler)
+    step = np.sqrt(p) / 200  # half a step of a code: what the largest are off by, always
+    assert (np.abs(mean - p) < 5 * error + 1.1 * step * isinstance(sampler, Priority)).all()
+    small = slice(16, None)  # never above tau, so without a code
+    assert abs(mean[small].sum() - p[small].sum()) < 5e-3
+    assert abs(mean.sum() - 1) < 5e-3
+
+
+def test_what_is_biased_is_told_from_it():
+    p, mean, error = _mean_of_stored(Gumbel(candidates=16))
+    assert (np.abs(mean - p) > 5 * error + 1.1 * np.sqrt(p) / 200).any()
+    assert abs(mean[16:].sum() - p[16:].sum()) > 5e-3
+
+
+def _mean_of_stored(sampler: Sampler) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(p, mean of 100 rows' stored targets, its standard error), over a vocabulary of 300."""
+    random, vocabulary = np.random.default_rng(0), 300
+    p = np.arange(1, vocabulary + 1.0) ** -1.2
+    p /= p.sum()
+    drawn = []
+    for _ in range(100):
+        row = padding(1, LENGTH, sampler.candidates).row(0)
+        row.weights[:] = 1
+        for position in range(LENGTH):
+            row.candidates[position], row.probabilities[position] = draw(sampler, p, random)
+        _, found = through(sampler, row, vocabulary)
+        pairs = zip(found.candidates, found.probabilities, strict=True)
+        drawn += [dense(ids, weights, vocabulary) for ids, weights in pairs]
+    every = np.stack(drawn)
+    return p, every.mean(axis=0), every.std(axis=0) / np.sqrt(len(every)) + 1e-12
+
+
+@pytest.mark.parametrize("vocabulary", [VOCABULARY, 2**31 - 1])
+def test_ids_that_overflow_are_found(vocabulary):
+    """A record whose steps add up to 2^32: 32 bits would bring them back to 0."""
+    made = codec(TopK(candidates=512), vocabulary=vocabulary, length=1)
+    frames = zstandard.ZstdCompressor(write_checksum=True)
+    steps = np.full(512, 2**23 if vocabulary == VOCABULARY else 2**30 + 2**24)
+    count = 3 if vocabulary == VOCABULARY else 4
+    planes = [(steps >> 8 * byte).astype(np.uint8) for byte in range(count)]
+    token = [np.zeros(1, np.uint8)] * count
+    none = np.zeros(0, np.uint8)
+    parts = [np.array([128], np.uint8), *token, none, none, *planes, np.ones(512, np.uint8)]
+    parts = [frames.compress(part.tobytes()) for part in parts]
+    record = np.array([len(part) for part in parts], "<u4").tobytes() + b"".join(parts)
+    with pytest.raises(ValueError, match="beyond the vocabulary"):
+        made.decode(record)
 
 
 def test_counts_are_exact():

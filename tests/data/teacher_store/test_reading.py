@@ -1,17 +1,28 @@
 """Stores of made-up targets: written by several, read at random, refused where anything differs."""
 
+import contextlib
 import dataclasses
+import gc
 import json
 import os
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from gemma_train.data.example import Row, padding
-from gemma_train.data.pipeline import DataConfig, TokenSource, batches, listed_batches
+from gemma_train.data.pipeline import (
+    DataConfig,
+    TokenSource,
+    batches,
+    listed_batches,
+    training_rows,
+)
 from gemma_train.data.rows import Rows
 from gemma_train.data.shards import TokenDataset
+from gemma_train.data.teacher_store import reading
 from gemma_train.data.teacher_store.codec import codec
 from gemma_train.data.teacher_store.plan import Plan, plan_of
 from gemma_train.data.teacher_store.reading import TeacherStore
@@ -253,10 +264,51 @@ def test_shards_that_another_run_began_are_not_taken_over(config, tmp_path, chan
     other = planned(dataclasses.replace(config, **change), tmp_path / "store", 30)
     with pytest.raises(UserError, match=message):
         other.finished()
-    with pytest.raises(UserError, match="data.shard_rows 10 there, 7 here"):
+    cure = "--shard-tokens 160 there, 112 here.*the command that began it: --shard-tokens 160$"
+    with pytest.raises(UserError, match=cure):
         planned(config, tmp_path / "store", 30, shard_rows=7).finished()
     with pytest.raises(UserError, match="it holds 10 rows from .* due are 5 from"):
         planned(config, tmp_path / "store", 15).finished()
+
+
+def test_a_dataset_made_anew_since_a_kill_is_refused_with_both_sums(
+    config, tmp_path, write_dataset, made_documents
+):
+    plan = planned(config, tmp_path / "store", 60)
+    write(plan, config, shards=(0, 1))
+    before = plan.head.datasets[0]
+    documents = [document[::-1] for document in made_documents(1, count=120)]
+    write_dataset(tmp_path / "one", documents)
+    anew = planned(config, tmp_path / "store", 60)
+    np.testing.assert_array_equal(anew.shards[0], plan.shards[0])  # the rows do not tell
+    after = anew.head.datasets[0]
+    message = (
+        f"of dataset.json of '{before.path}' {before.sha256[:12]}... there, '{after.path}' "
+        f"{after.sha256[:12]}... here"
+    )
+    with pytest.raises(UserError, match=message):
+        anew.finished()
+
+
+def test_a_dataset_that_was_moved_is_read_where_the_config_says(config, tmp_path):
+    write(planned(config, tmp_path / "store", 25), config)
+    moved = tmp_path / "elsewhere"
+    Path(config.train[0].path).rename(moved)
+    sources = dataclasses.replace(config.train[0], path=str(moved)), config.train[1]
+    config = dataclasses.replace(config, train=sources)
+    plan = planned(config, tmp_path / "store", 60)
+    assert [dataset.path for dataset in plan.head.datasets] == [s.path for s in sources]
+    write(plan, config)
+    assert missing_rows(config, TeacherStore(str(tmp_path / "store"), CODEC), 60) == 0
+
+
+def test_rows_of_another_order_are_missed_whole_epochs_or_parts(config):
+    stream = training_rows(config)
+    for rows in (7, 60, 10_000):
+        for component in (0, 1):
+            found = stream.distinct(component, rows)
+            _, expected = stream.first_epoch(component, rows)
+            assert sorted(found.tolist()) == sorted(expected.tolist())
 
 
 @pytest.mark.parametrize(
@@ -376,6 +428,138 @@ def test_sidecars_and_notes_that_are_none_are_named(config, tmp_path, content):
     (tmp_path / "store" / "teacher.json").write_text(content)
     with pytest.raises(UserError, match=r"teacher.json' is garbled"):
         read_description(str(tmp_path / "store"))
+
+
+EDITS = (5, "4", None, -1, 2.5, True, [], {}, "", 10**30)
+
+
+@pytest.mark.parametrize("value", EDITS, ids=str)
+@pytest.mark.parametrize("field", ["rows", "bytes", "tokens", "rows_sha256"])
+def test_counts_that_were_edited_by_hand_are_named(config, tmp_path, field, value):
+    plan = planned(config, tmp_path / "store", 10)
+    write(plan, config)
+    sidecar, note = (tmp_path / "store" / name for name in ("teacher.json", "targets-00000.json"))
+    accepted = field == "tokens" and value in (5, 10**30) and value is not True
+    accepted = accepted or (field == "rows_sha256" and value == plan.finished()[0].rows_sha256)
+    for file, read in (
+        (note, plan.finished),
+        (sidecar, lambda: TeacherStore(str(tmp_path / "store"), CODEC)),
+        (sidecar, lambda: planned(config, tmp_path / "store", 60)),
+    ):
+        before = file.read_text()
+        content = json.loads(before)
+        (content["shard"] if file == note else content["shards"][0])[field] = value
+        file.write_text(json.dumps(content))
+        if accepted:
+            read()
+        else:
+            with pytest.raises(UserError) as raised:
+                read()
+            assert "\n" not in str(raised.value)
+        file.write_text(before)
+
+
+def test_whatever_is_broken_in_a_store_is_refused_or_does_not_matter(config, tmp_path):
+    """Bits flipped, ends cut and JSON edited at random: nothing but a `UserError`, or the rows."""
+    folder, random = tmp_path / "store", np.random.default_rng(0)
+    write(planned(config, folder, 20), config)
+    expected = everything(config, folder)
+    files = {path: path.read_bytes() for path in sorted(folder.iterdir())}
+    refused = 0
+    for file, whole in files.items():
+        for _ in range(30):
+            file.write_bytes(broken(whole, file.suffix == ".json", random))
+            try:
+                found = everything(config, folder)
+            except UserError as error:
+                refused += 1
+                assert "\n" not in str(error)
+            else:
+                assert found == expected, file.name
+        file.write_bytes(whole)
+    assert refused > 30 * len(files) / 2
+
+
+def broken(content: bytes, is_json: bool, random: np.random.Generator) -> bytes:
+    """A file's content with a bit flipped, its end cut or, in JSON, a value replaced."""
+    how = random.integers(3 if is_json else 2)
+    if how == 2:
+        return json.dumps(edited(json.loads(content), random)).encode()
+    place = int(random.integers(len(content)))
+    if how == 1:
+        return content[:place]
+    flipped = bytearray(content)
+    flipped[place] ^= 1 << int(random.integers(8))
+    return bytes(flipped)
+
+
+def edited(value, random: np.random.Generator):
+    """JSON with one value in it, anywhere, replaced."""
+    if isinstance(value, dict | list) and value and random.random() < 0.9:
+        keys = list(value) if isinstance(value, dict) else range(len(value))
+        key = keys[int(random.integers(len(keys)))]
+        value[key] = edited(value[key], random)
+        return value
+    return EDITS[int(random.integers(len(EDITS)))]
+
+
+def everything(config: DataConfig, folder: Path) -> list:
+    """What a run reads of a store, and what the teacher's pass finds there: compared as bytes."""
+    longer = planned(config, folder, 40)
+    assert planned(config, folder, 20).finished() == {}
+    store = TeacherStore(str(folder), CODEC)
+    check_origin(str(folder), store.description.head.origin, ORIGIN)
+    rows = taught_rows(config, lesson(config), 20)
+    paths = [store.rows_of(d.path, d.sha256).dataset for d in lesson(config).datasets]
+    found = [store.read(paths[dataset], number) for dataset, number in rows.tolist()]
+    return [
+        *([array.tobytes() for array in one] for one in found),
+        [rows.tolist() for rows in longer.shards.values()],
+    ]
+
+
+def test_notes_that_are_broken_are_refused_or_do_not_matter(config, tmp_path):
+    folder, random = tmp_path / "store", np.random.default_rng(1)
+    plan = planned(config, folder, 20)
+    write(plan, config)
+    (folder / "teacher.json").unlink()
+    whole = plan.finished()
+    for file in (folder / "targets-00001.json", folder / "targets-00001.rows"):
+        content = file.read_bytes()
+        for _ in range(100):
+            file.write_bytes(broken(content, file.suffix == ".json", random))
+            with contextlib.suppress(UserError):
+                found = plan.finished()
+                assert found.keys() == whole.keys()
+                plan.conclude(found)
+                (folder / "teacher.json").unlink()
+        file.write_bytes(content)
+
+
+def test_a_store_keeps_few_files_open_and_can_be_sent_to_another_process(
+    config, tmp_path, monkeypatch
+):
+    write(planned(config, tmp_path / "store", 60, shard_rows=4), config)
+    monkeypatch.setattr(reading, "_MOST_OPEN", 3)
+    store = TeacherStore(str(tmp_path / "store"), CODEC)
+    rows = taught_rows(config, lesson(config), 60).tolist()
+    before = open_files()
+    first = [store.read(*row).tokens for row in rows]
+    assert open_files() == before + 3
+    sent = pickle.loads(pickle.dumps(store))
+    with ThreadPoolExecutor(4) as threads:
+        again = [found.tokens for found in threads.map(sent.read, *zip(*rows * 3, strict=True))]
+    np.testing.assert_array_equal(np.stack(again), np.stack(first * 3))
+    assert open_files() == before + 6
+    del store, sent
+    gc.collect()
+    assert open_files() == before
+
+
+def open_files() -> int:
+    """Descriptors of this process on targets."""
+    names = [os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    return sum(name.endswith(".bin") and "targets-" in name for name in names)
 
 
 def test_a_store_of_another_version_is_named(config, tmp_path):

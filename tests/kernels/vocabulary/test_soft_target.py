@@ -113,11 +113,10 @@ def naive(states, table, target, hard, weights, terms):
     hard_logit = jnp.take_along_axis(logits, hard[..., None], axis=-1)[..., 0]
     cross_entropy = jnp.sum(weights * (jax.nn.logsumexp(logits, axis=-1) - hard_logit))
     logits /= terms.temperature
-    seen = jnp.ones_like(target, bool)
+    seen, silent = jnp.ones_like(target, bool), jnp.sum(target, axis=-1, keepdims=True) == 0
+    weights = jnp.where(silent[..., 0], 0.0, weights)
     if terms.student == "candidates":
-        silent = jnp.sum(target, axis=-1, keepdims=True) == 0
         seen = (target > 0) | silent
-        weights = jnp.where(silent[..., 0], 0.0, weights)
     normalizer = jax.nn.logsumexp(logits, axis=-1, where=seen)
     loss = jnp.sum(target, -1) * normalizer - jnp.sum(target * logits, -1)
     return jnp.sum(weights * (loss + terms.z_loss * normalizer**2)), cross_entropy

@@ -1,0 +1,105 @@
+"""Who teaches a run in its step: kept in the run's folder, and the same at every resumption.
+
+The parameters themselves are not read for it, they may be terabytes: of every file the name, the
+size and both ends are, in which a checkpoint's and a safetensors' own lists of contents stand.
+"""
+
+import json
+from dataclasses import asdict, dataclass, fields
+from hashlib import sha256
+
+from etils import epath
+
+from gemma_train import storage
+from gemma_train.config import RunConfig
+from gemma_train.conversion.tensors import Weights
+from gemma_train.errors import UserError, require
+from gemma_train.mesh import is_leader
+from gemma_train.model.flops import parameter_count
+from gemma_train.run_files import CHECKPOINTS, TEACHER
+from gemma_train.teachers.online import online
+
+ENDS = 1 << 16  # bytes of each end of a file that are read
+_FILES = {"hf": ("config.json", "*.safetensors"), "gemma": ("**/*",), "run": ("**/*",)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """What tells one teacher from another."""
+
+    folder: str  # as the config names it
+    step: int | None  # of a run
+    parameters: int
+    sha256: str  # of the architecture, and of every file's name, size and ends
+
+
+def identity(config: RunConfig, weights: Weights) -> Identity:
+    """Who teaches the run, from `weights` that `open_teacher` gave."""
+    teacher = online(config)
+    assert teacher is not None, "there are weights of one"
+    digest = sha256(repr(weights.config).encode())
+    for name, file in model_files(weights).items():
+        digest.update(f"\n{name} {file.stat().length}\n".encode())
+        digest.update(_ends(file))
+    return Identity(
+        folder=teacher.weights,
+        step=weights.step,
+        parameters=parameter_count(weights.config),
+        sha256=digest.hexdigest(),
+    )
+
+
+def model_files(weights: Weights) -> dict[str, epath.Path]:
+    """The files that hold a model's parameters, by their names in its folder, sorted."""
+    folder = storage.path(weights.source).absolute()
+    if weights.step is not None:
+        folder = folder / CHECKPOINTS / str(weights.step)
+    files = {file for pattern in _FILES[weights.format] for file in folder.glob(pattern)}
+    named = {str(file.relative_to(folder)): file for file in files if file.is_file()}
+    return dict(sorted(named.items()))
+
+
+def keep_teacher(config: RunConfig, weights: Weights | None, *, begun: bool) -> None:
+    """Keep who teaches, of a run that begins; of one that has `begun`, refuse another teacher.
+
+    Raises `UserError` naming both values.
+    """
+    if weights is None:
+        return
+    file, here = storage.path(config.folder) / TEACHER, identity(config, weights)
+    if begun and file.exists():
+        _check_same(config, _read(file), here)
+    elif is_leader():
+        storage.write_whole(file, json.dumps(asdict(here), indent=2) + "\n")
+
+
+def _check_same(config: RunConfig, there: Identity, here: Identity) -> None:
+    found = [
+        f"{name} was {getattr(there, name)!r}, is {getattr(here, name)!r}"
+        for name in (field.name for field in fields(Identity))
+        if getattr(there, name) != getattr(here, name)
+    ]
+    pinned = there.step is not None and there.step != here.step
+    cure = f"set loss.teacher.step to {there.step}" if pinned else "bring that teacher back"
+    require(
+        not found,
+        f"folder {config.folder!r} was taught by another teacher ({'; '.join(found)}): {cure}, or "
+        "choose another --folder",
+    )
+
+
+def _read(file: epath.Path) -> Identity:
+    try:
+        return Identity(**json.loads(file.read_text()))
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{str(file)!r} is garbled ({error}): remove it to go on with the teacher that is there"
+        ) from None
+
+
+def _ends(file: epath.Path) -> bytes:
+    """The first bytes of a file and its last."""
+    with file.open("rb") as stream:
+        first = stream.read(ENDS)
+        stream.seek(max(ENDS, file.stat().length - ENDS))
+        return first + stream.read(ENDS)

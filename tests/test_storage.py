@@ -1,0 +1,45 @@
+"""Writes that are whole or absent, whoever else writes."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from etils import epath
+
+from gemma_train import storage
+
+
+def test_many_writers_of_one_file_leave_one_of_their_contents_whole(tmp_path):
+    target = epath.Path(tmp_path / "shared.txt")
+    contents = [f"{number} " * (1 + 997 * number % 5_000) for number in range(400)]
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda content: storage.write_whole(target, content), contents))
+    assert target.read_text() in contents
+    assert [path.name for path in tmp_path.iterdir()] == ["shared.txt"]
+
+
+def test_a_reader_among_writers_never_sees_a_part(tmp_path):
+    target = epath.Path(tmp_path / "shared.bin")
+    contents = [bytes([number]) * (1 + 8_000 * number) for number in range(8)]
+    storage.write_whole(target, contents[0])
+    with ThreadPoolExecutor(4) as threads:
+        done = [
+            threads.submit(storage.write_whole, target, contents[turn % 8]) for turn in range(300)
+        ]
+        while not all(one.done() for one in done):
+            assert target.read_bytes() in contents
+        for one in done:
+            one.result()
+
+
+def test_a_write_that_fails_leaves_the_old_content_and_nothing_else(tmp_path, monkeypatch):
+    target = epath.Path(tmp_path / "kept.txt")
+    storage.write_whole(target, "old")
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no room"):
+        patch.setattr(type(target), "replace", _refuse)
+        storage.write_whole(target, "new")
+    assert target.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]
+
+
+def _refuse(*_: object) -> None:
+    raise OSError("no room")
