@@ -5,6 +5,7 @@ size and both ends are, in which a checkpoint's and a safetensors' own lists of 
 """
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
 
@@ -20,7 +21,8 @@ from gemma_train.run_files import CHECKPOINTS, TEACHER
 from gemma_train.teachers.online import online
 
 ENDS = 1 << 16  # bytes of each end of a file that are read
-_FILES = {"hf": ("config.json", "*.safetensors"), "gemma": ("**/*",), "run": ("**/*",)}
+# Of a Hugging Face folder, which holds much else; the others are a checkpoint's own, all of it.
+_HUGGING_FACE = ("config.json", "*.safetensors")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +56,20 @@ def model_files(weights: Weights) -> dict[str, epath.Path]:
     folder = storage.path(weights.source).absolute()
     if weights.step is not None:
         folder = folder / CHECKPOINTS / str(weights.step)
-    files = {file for pattern in _FILES[weights.format] for file in folder.glob(pattern)}
-    named = {str(file.relative_to(folder)): file for file in files if file.is_file()}
-    return dict(sorted(named.items()))
+    if weights.format == "hf":
+        files = [file for pattern in _HUGGING_FACE for file in folder.glob(pattern)]
+    else:
+        files = list(_within(folder))
+    return dict(sorted((str(file.relative_to(folder)), file) for file in files))
+
+
+def _within(folder: epath.Path) -> Iterator[epath.Path]:
+    """Every file below a folder (epath's own glob refuses to look for them)."""
+    for child in folder.iterdir():
+        if child.is_dir():
+            yield from _within(child)
+        else:
+            yield child
 
 
 def keep_teacher(config: RunConfig, weights: Weights | None, *, begun: bool) -> None:

@@ -10,7 +10,7 @@ from gemma_train.config import Distillation, Online, load
 from gemma_train.conversion.tensors import Weights
 from gemma_train.errors import UserError
 from gemma_train.run_files import TEACHER
-from gemma_train.teachers.identity import ENDS, identity, keep_teacher
+from gemma_train.teachers.identity import ENDS, identity, keep_teacher, model_files
 
 
 @pytest.fixture
@@ -39,6 +39,20 @@ def test_a_teacher_of_other_bytes_is_another(taught, tmp_path, place):
     else:
         content[place] = 1
     file.write_bytes(content)
+    assert identity(config, weights).sha256 != before.sha256
+
+
+@pytest.mark.parametrize("format", ["gemma", "run"])
+def test_all_files_of_a_checkpoint_are_looked_at(taught, tmp_path, format):
+    config, weights = taught
+    step = 3 if format == "run" else None
+    place = tmp_path / "teacher" / ("checkpoints/3" if step else "")
+    (place / "state/d").mkdir(parents=True)
+    (place / "state/d/one").write_bytes(b"a")
+    weights = replace(weights, format=format, step=step)
+    before = identity(config, weights)
+    assert "state/d/one" in model_files(weights)
+    (place / "state/d/one").write_bytes(b"b")
     assert identity(config, weights).sha256 != before.sha256
 
 
