@@ -43,9 +43,10 @@ def train(config: RunConfig, say: Callable[[str], None] = print) -> Outcome:
     The runtime has started. `say` is told of the teacher that the run learns from. Raises
     `UserError` for a mesh, folder, data or teacher that do not fit.
     """
+    taught_by = open_teacher(config)
     mesh = make_mesh(config.mesh)
     check(config.data, config.model.vocabulary)
-    store, taught_by = open_store(config, say), open_teacher(config)
+    store = open_store(config, say)
     if taught_by is not None:
         say(told(config, taught_by))
     with jax.set_mesh(mesh), Checkpoints(config) as checkpoints:

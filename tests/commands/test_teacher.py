@@ -415,7 +415,7 @@ def test_what_is_stored_is_what_the_teacher_would_say_in_the_step(
     )
     expected = dense(online_ids, online_weights)
     assert 0 <= divergence(dense(ids, weights), expected) < 6e-4
-    assert divergence(dense(ids, weights[:, ::-1]), expected) > 6e-2
+    assert divergence(dense(ids, weights[:, ::-1]), expected) > 6e-3  # weights that are wrong
 
 
 def divergence(stored_nv: np.ndarray, online_nv: np.ndarray) -> float:
