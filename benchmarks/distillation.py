@@ -10,6 +10,7 @@ alone, against the two forms of soft targets (kernels/vocabulary/soft_target.py)
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -109,14 +110,15 @@ def losses(config: RunConfig, batch: Batch) -> Timers:
 
 def told(title: str, timers: Timers, rounds: int) -> None:
     """Time them by turns, and print each beside the first."""
-    for call in timers.values():
+    print(f"\n{title}", flush=True)
+    for name, call in timers.items():
+        print(f"compiling: {name}", file=sys.stderr, flush=True)
         jax.block_until_ready(call())
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in timers}
     for _ in range(rounds):
         for name, call in timers.items():
             began = time.process_time()
             found[name].append((timed(call), time.process_time() - began))
-    print(f"\n{title}")
     print(
         f"{'':14}{'best s':>9}{'median s':>10}{'/ first: best':>15}{'median':>8}{'processor':>11}"
     )
