@@ -9,9 +9,10 @@ import signal
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Self
+from types import FrameType
+from typing import Any, Self
 
+from gemma_train.signals import handled
 from gemma_train.sweeps.lock import Lock
 
 LOOK_SECONDS = 0.2
@@ -35,17 +36,12 @@ class Interruption:
         numbers = [signal.SIGINT, signal.SIGTERM]
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # which is what nohup asks for
             numbers.append(signal.SIGHUP)
-        self._before = {number: signal.signal(number, self._ask) for number in numbers}
+        self._handled = handled(numbers, self._ask)
+        self._handled.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+    def __exit__(self, *error: Any) -> None:
+        self._handled.__exit__(*error)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.requested = True

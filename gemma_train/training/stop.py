@@ -4,11 +4,13 @@ Many processes end at one step: jax's coordination service takes the SIGTERM tha
 """
 
 import signal
-from types import FrameType, TracebackType
-from typing import Self
+from types import FrameType
+from typing import Any, Self
 
 import jax
 from jax.experimental import multihost_utils
+
+from gemma_train.signals import handled
 
 
 class StopRequest:
@@ -26,17 +28,12 @@ class StopRequest:
 
     def __enter__(self) -> Self:
         numbers = (signal.SIGINT, signal.SIGTERM) if self._alone else ()
-        self._before = {number: signal.signal(number, self._ask) for number in numbers}
+        self._handled = handled(numbers, self._ask)
+        self._handled.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+    def __exit__(self, *error: Any) -> None:
+        self._handled.__exit__(*error)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self._requested:
