@@ -15,11 +15,10 @@ from gemma_train.kernels.vocabulary.soft_target import block_length, is_one_hot,
 from gemma_train.kernels.vocabulary.terms import LossTerms, Targets
 from gemma_train.mesh import MeshConfig
 from gemma_train.zero3 import axes_of, split
+from tests.kernels.vocabulary.test_loss import OUTER, with_gradients
 from tests.tolerances import TOLERANCES, assert_close
 
 ROWS, LENGTH, VOCABULARY, KEPT = 8, 12, 296, 24
-# What the loss is multiplied by after the kernel, so that its backward pass has work to do.
-OUTER = 3.0
 FORMS = pytest.mark.parametrize("form", ["one_hot", "scatter"])
 
 
@@ -120,20 +119,6 @@ def naive(states, table, target, hard, weights, terms):
     normalizer = jax.nn.logsumexp(logits, axis=-1, where=seen)
     loss = jnp.sum(target, -1) * normalizer - jnp.sum(target * logits, -1)
     return jnp.sum(weights * (loss + terms.z_loss * normalizer**2)), cross_entropy
-
-
-def with_gradients(loss):
-    """(loss, cross-entropy, gradient by states, gradient by table) of OUTER * loss."""
-
-    def run(states, table, targets, weights, terms):
-        def scaled(states, table):
-            value, cross_entropy = loss(states, table, targets, weights, terms)
-            return OUTER * value, cross_entropy
-
-        values, gradients = jax.value_and_grad(scaled, (0, 1), has_aux=True)(states, table)
-        return (*values, *gradients)
-
-    return jax.jit(run, static_argnums=4)
 
 
 def place(arrays, dtype=jnp.float32):
