@@ -1,7 +1,8 @@
 """What to change in a config whose step does not fit: the cheapest changes that would do.
 
-Each change is weighed by the model of memory.py, scaled to what the compiler found for the config
-as it is. Fewer extra FLOPs come first; among equals, what disturbs training least.
+Each change is weighed by the model of memory.py, scaled up to what the compiler said of the config
+as it is, and never down: of a step that it refuses it says only what it needs at least. Fewer extra
+FLOPs come first; among equals, what disturbs training least.
 """
 
 from collections.abc import Iterator
@@ -30,12 +31,12 @@ class Change:
 
 
 def changes_that_fit(config: RunConfig, peak_bytes: int, usable_bytes: int) -> list[Change]:
-    """At most two changes after which `config`, now at `peak_bytes`, takes `usable_bytes` or less.
+    """At most two changes after which `config`, now at least at `peak_bytes`, would fit.
 
     Of several strengths of one kind (accumulation 2, 4, 8 ...) the weakest that does is taken.
     Where no kind is enough alone, two together are tried; empty where they are not enough either.
     """
-    scale = max(peak_bytes - state_bytes(config).total, 0) / activation_bytes(config).peak
+    scale = max(1.0, (peak_bytes - state_bytes(config).total) / activation_bytes(config).peak)
 
     def first_that_fits(steps: list[Fields], remark: str) -> Change | None:
         for step in steps:

@@ -33,6 +33,15 @@ def test_two_changes_are_named_that_a_command_line_takes_and_that_fit(pod_run, p
         assert change.peak_bytes <= usable
 
 
+def test_of_a_refusal_that_tells_too_little_the_count_is_believed(pod_run, peak_of):
+    """The compiler says what a step needs at least: half of it is no reason to ask for less."""
+    config = pod_run(data__batch_rows=256)
+    usable = int(0.8 * peak_of(config))
+    told = changes_that_fit(config, peak_of(config) // 2, usable // 2)
+    counted = changes_that_fit(config, peak_of(config), usable // 2)
+    assert told == counted
+
+
 def test_the_weakest_change_of_a_kind_is_taken(pod_run, peak_of):
     config = pod_run(data__batch_rows=256)
     change = changes_that_fit(config, peak_of(config), int(0.8 * peak_of(config)))[0]
