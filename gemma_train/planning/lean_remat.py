@@ -86,8 +86,8 @@ def find_lean_remat(
     """The policy that repeats the fewest FLOPs within HBM_SHARE of the chip, else full remat.
 
     With `offload` products may go to the host; among equals the least goes there. Each compilation
-    takes minutes: after MOST_TRIED the search ends with full remat. A policy on which the compiler
-    itself fails is passed over, with all that offload the same and more.
+    takes minutes: after MOST_TRIED the search ends with the best so far. A policy on which the
+    compiler itself fails is passed over, with all that offload the same and more.
     """
     limit = HBM_SHARE * slices.chip.hbm_bytes
     base = replace(config, compute=replace(config.compute, remat="full"))
@@ -96,23 +96,27 @@ def find_lean_remat(
     full = Found(config=base, compiled=plain, tried=1, fits=fits)
     if isinstance(plain, TooLarge):
         return full
-    expected, tried, failed = _Expected(config), 1, []
-    for candidate in _from_the_least_recomputed(base, slices, offload=offload):
-        if tried == MOST_TRIED or not candidate.compute.kept:
-            break
-        if plain.peak_bytes + expected.bytes(candidate) > limit or _is_hopeless(candidate, failed):
-            continue
+    expected, tried, failed, best = _Expected(config), 1, [], None
+    left = list(_from_the_least_recomputed(base, slices, offload=offload))
+
+    def is_worth_it(candidate: RunConfig) -> bool:
+        room = plain.peak_bytes + expected.bytes(candidate) <= limit
+        return room and bool(candidate.compute.kept) and not _is_hopeless(candidate, failed)
+
+    while tried < MOST_TRIED and (candidate := next(filter(is_worth_it, left), None)):
+        left.remove(candidate)
         found, tried = _compiled(candidate, compile_step), tried + 1
         if isinstance(found, Failed):
             failed.append(found)
             continue
         needed = found.peak_bytes if isinstance(found, Compiled) else found.needed_bytes
-        if isinstance(found, Compiled) and needed <= limit:
-            return Found(
-                config=candidate, compiled=found, tried=tried, fits=True, failed=tuple(failed)
-            )
         expected.learn(candidate, needed - plain.peak_bytes)
-    return replace(full, tried=tried, failed=tuple(failed))
+        if isinstance(found, Compiled) and needed <= limit:
+            best = replace(full, config=candidate, compiled=found, fits=True)
+            # What was thought too large may fit, by what was learned; it has to repeat less.
+            fewest = recomputed_flops(candidate)
+            left = [other for other in left if recomputed_flops(other) < fewest]
+    return replace(best or full, tried=tried, failed=tuple(failed))
 
 
 def _compiled(config: RunConfig, compile_step: Compile) -> Compiled | TooLarge | Failed:

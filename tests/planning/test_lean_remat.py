@@ -83,6 +83,19 @@ def test_what_it_finds_fits_and_no_policy_with_less_recomputation_would(search):
                 assert 2 * GB + 1.2 * kept_bytes(other, saved) > limit
 
 
+def test_products_that_take_less_than_was_thought_are_tried_once_one_policy_fits(search):
+    found, slices = search(rows=64, plain=2 * GB, overhead=0.6)
+    limit = HBM_SHARE * slices.chip.hbm_bytes
+    assert 2 < found.tried < MOST_TRIED
+    for size in range(len(SAVABLE) + 1):
+        for saved in itertools.combinations(SAVABLE, size):
+            other = replace(
+                found.config, compute=replace(found.config.compute, remat="save_named", saved=saved)
+            )
+            if recomputed_flops(other) < recomputed_flops(found.config):
+                assert 2 * GB + 0.6 * kept_bytes(other, saved) > limit
+
+
 def test_the_host_takes_what_the_chip_cannot_hold_and_no_more(search):
     alone, _ = search(rows=64, plain=2 * GB)
     found, slices = search(rows=64, plain=2 * GB, offload=True)
