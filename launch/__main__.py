@@ -42,6 +42,9 @@ def main(arguments: list[str]) -> int:
     except UserError as error:
         print(f"launch: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"launch: {error.filename}: {error.strerror or error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("stopped; machines and run go on", file=sys.stderr)
         return 130

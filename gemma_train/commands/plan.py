@@ -54,6 +54,7 @@ def run(config: RunConfig, arguments: PlanArguments, source: str) -> None:
     for file in (arguments.json, arguments.html):
         if file is not None:
             storage.existing(str(storage.path(file).parent), "folder of the plan")
+            require(not storage.path(file).is_dir(), f"{file!r} is a folder: name a file in it")
     config = with_teacher_model(config)
     slices = Slices.named(config.mesh.topology, config.mesh.slices)
     slices.check(config.mesh)

@@ -41,6 +41,15 @@ def without_compiler(monkeypatch):
     monkeypatch.setattr(topologies, "get_topology_desc", missing)
 
 
+@pytest.mark.parametrize("flag", ["--json", "--html"])
+def test_a_folder_to_write_to_is_refused_before_anything_is_compiled(
+    tmp_path, config, gemma_train, flag
+):
+    done = gemma_train("plan", config, flag, str(tmp_path))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"gemma-train: {str(tmp_path)!r} is a folder: name a file in it\n"
+
+
 def test_a_plan_is_printed_and_written_and_the_screen_is_clean(tmp_path, config, gemma_train):
     files = [str(tmp_path / name) for name in ("plan.json", "plan.html")]
     done = gemma_train(

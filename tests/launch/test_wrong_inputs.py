@@ -111,6 +111,11 @@ def test_a_mistake_is_told_without_waiting_for_jax():
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
 
 
+def test_a_folder_is_no_launch_file(capsys, tmp_path):
+    assert main(["create", str(tmp_path), "--dry-run"]) == 2
+    assert capsys.readouterr().err == f"launch: {tmp_path}: Is a directory\n"
+
+
 def test_an_unknown_verb_is_named(refused):
     assert "invalid choice: 'creat'" in refused(verb="creat")
 
