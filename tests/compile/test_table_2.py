@@ -1,6 +1,6 @@
 """The runs of the Gemma 3 report and the cases of the benchmark, on their real meshes, shallow.
 
-Four layers of the real sizes carry the same collectives a layer as all of them: minutes for all.
+Seven layers of the real sizes carry the same collectives a layer as all of them: minutes for all.
 """
 
 import pytest
