@@ -233,6 +233,23 @@ def test_gradients_by_bfloat16_logits_are_right_to_their_rounding(terms, form, m
 
 
 @FORMS
+@pytest.mark.parametrize("terms", ["plain", "all together"])
+def test_bfloat16_gradients_are_off_by_few_roundings(terms, form, mesh_of):
+    """By those of the gradient by the logits, of what a product gives, and of the scale after it.
+
+    Independent, they are at most twice the error of the exact gradient rounded once.
+    """
+    terms, arrays = replace(TERMS[terms], soft_form=form), sample(64, dtype=jnp.bfloat16)
+    with mesh_of():
+        found = with_gradients(vocabulary_loss)(*place(arrays, jnp.bfloat16), terms)[2:]
+        wanted = [np.float32(x) for x in expected(arrays, terms)[2:]]
+    for one, other in zip(found, wanted, strict=True):
+        rounded = np.float32(jnp.asarray(other, jnp.bfloat16))
+        error = np.linalg.norm(np.float32(one) - other) / np.linalg.norm(rounded - other)
+        assert error < 2.0
+
+
+@FORMS
 def test_a_target_that_the_student_meets_gives_no_gradient(form, mesh_of):
     """Also in bfloat16, where the target's sum is of the rounded weights: the two terms cancel."""
     with mesh_of():
