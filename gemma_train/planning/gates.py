@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from gemma_train.config import RunConfig
 from gemma_train.kernels.vocabulary.soft_target import block_length
-from gemma_train.metrics.wording import memory, transfer
+from gemma_train.metrics.wording import byte_count
 from gemma_train.model.flops import parameter_count
 from gemma_train.planning.collectives import Collective, collectives
 from gemma_train.planning.compiled import Compiled
@@ -52,7 +52,7 @@ class Gate:
     @property
     def told(self) -> str:
         """In one line: the figure, its limit, and what is to blame."""
-        found, limit = (transfer(size) for size in (self.found_bytes, self.limit_bytes))
+        found, limit = (byte_count(size) for size in (self.found_bytes, self.limit_bytes))
         return f"{self.name}: {found}, at most {limit}" + (f" ({self.worst})" if self.worst else "")
 
 
@@ -70,7 +70,7 @@ def gates(config: RunConfig, slices: Slices, compiled: Compiled) -> list[Gate]:
             name="peak of HBM",
             found_bytes=compiled.peak_bytes,
             limit_bytes=slices.chip.usable_hbm_bytes,
-            worst=f"{memory(compiled.peak_bytes)} of {slices.chip.generation}",
+            worst=f"of a {slices.chip.generation} chip",
         ),
     ]
 

@@ -155,6 +155,6 @@ def test_a_step_that_does_not_fit_is_told_and_refused(config, capsys):
     assert "the TPU compiler refuses it" in told.out
     line = told.err.strip()
     assert "\n" not in line
-    assert "does not fit the 15.8 GiB of a v5e chip: at least" in line
+    assert "does not fit the 16.9 GB of a v5e chip: at least" in line
     assert line.count(" or ") == 1
     assert "--accumulation" in line
