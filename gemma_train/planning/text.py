@@ -8,7 +8,7 @@ from gemma_train.model.config import ComputeConfig
 from gemma_train.model.flops import parameter_count
 from gemma_train.planning.collectives import Total
 from gemma_train.planning.gates import Gate
-from gemma_train.planning.lean_remat import HBM_SHARE, Found
+from gemma_train.planning.lean_remat import HBM_SHARE, MOST_TRIED, Found
 from gemma_train.planning.plan import Memory, Plan, assumptions
 from gemma_train.teachers.online import teacher_model
 
@@ -56,6 +56,16 @@ def head(plan: Plan) -> list[str]:
     return lines
 
 
+def trial(number: int, compute: ComputeConfig) -> str:
+    """Which policy of a search is tried, in few words: `lean_remat` tells the one that is found."""
+    kept = f"{len(compute.kept)} products kept"
+    if compute.remat == "full":
+        kept = "nothing kept"
+    elif compute.offloaded:
+        kept += f", {len(compute.offloaded)} of them on the host"
+    return f"policy {number} of at most {MOST_TRIED}: {kept}"
+
+
 def lean_remat(found: Found) -> list[str]:
     """The policy that was found, as the flags that a config or a command line takes."""
     failed = [
@@ -93,6 +103,18 @@ def refusal(plan: Plan) -> str:
     flags = " or ".join(change.flags for change in plan.changes)
     would = f"{flags} would do, by estimate" if flags else NO_CHANGE
     return f"the step does not fit the {chip}: {least}{over} too much: {would}"
+
+
+def failed_gates(plan: Plan) -> str:
+    """In one line, which gates the compiled program fails; "" where all hold, or there are none."""
+    found = plan.gates or []
+    failed = [gate.name for gate in found if not gate.holds]
+    if not failed:
+        return ""
+    return (
+        f"the compiled step fails {len(failed)} of {len(found)} gates: {'; '.join(failed)}: "
+        "docs/pods.md says what each is there for"
+    )
 
 
 def _peak_note(plan: Plan) -> str:
