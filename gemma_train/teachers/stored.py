@@ -17,7 +17,7 @@ from gemma_train.data.teacher_store.shards import Origin, check_origin
 from gemma_train.errors import require
 from gemma_train.losses.distillation import Distillation, Online, Stored
 from gemma_train.mesh import of_leader
-from gemma_train.metrics.wording import count, transfer
+from gemma_train.metrics.wording import byte_count, count
 from gemma_train.teachers.identity import model_files
 from gemma_train.teachers.online import open_teacher
 
@@ -119,7 +119,7 @@ def _parameters(config: RunConfig, say: Callable[[str], None]) -> str:
         return line[1]
     size = sum(tensor.bytes for tensor in weights.parameters.values())
     if size > SILENT_BYTES:
-        say(f"reading {transfer(size)} of {teacher.weights}, to know whether it is the store's")
+        say(f"reading {byte_count(size)} of {teacher.weights}, to know whether it is the store's")
     found = parameters_sha256(weights)
     with suppress(OSError):  # a store may be there to be read only
         storage.write_whole(kept, f"{files} {found}\n")
@@ -139,6 +139,6 @@ def _told(store: TeacherStore) -> str:
     assert origin.parameters is not None
     return (
         f"teacher: {count(origin.parameters)} parameters of {origin.teacher}, stored in "
-        f"{store.folder}: {tokens:,} tokens, {origin.sampler}, {transfer(there.total('bytes'))} "
+        f"{store.folder}: {tokens:,} tokens, {origin.sampler}, {byte_count(there.total('bytes'))} "
         f"({there.total('bytes') / max(tokens, 1):.0f} B a token)"
     )

@@ -4,14 +4,16 @@ from dataclasses import replace
 
 import pytest
 
-from gemma_train.config import load
+from gemma_train.config import MeshConfig, load
 from gemma_train.planning.collectives import Collective
 from gemma_train.planning.gates import (
+    ALL_REDUCE_SHARE,
     LARGEST_PADDING,
     SMALL,
     all_reduce_gates,
     between_slices_gate,
     float32_gather_gate,
+    weight_bytes,
 )
 from gemma_train.planning.memory import padded_gradient_bytes, state_bytes
 
@@ -59,6 +61,21 @@ def test_the_largest_all_reduce_is_one_of_a_scan(pod_run):
     assert all_reduces(pod_run(), **within_a_slice) == (True, False)
     assert all_reduces(pod_run(), **within_a_slice, place="backward") == (False, False)
     assert all_reduces(pod_run(), **within_a_slice, in_loop=True) == (False, False)
+
+
+def test_figures_of_tokens_that_the_loss_sums_are_meant_and_leave_no_more_room():
+    """270M on sixteen chips, of which four share out the vocabulary: 12.6 MB, and 10.7 allowed."""
+    config = load("configs/gemma3_270m.py")
+    mesh = MeshConfig(data=16, topology="v5e:4x4")
+    config = replace(config, mesh=mesh, accumulation=4)
+    over = {"axes": ("data_minor",), "in_loop": True}
+    figures = replace(SUM, **over, full_bytes=3 * 4 * 4 * 256, executions=1024)
+    allowed = int(ALL_REDUCE_SHARE * weight_bytes(config))
+    assert figures.step_bytes > allowed
+    _, together = all_reduce_gates(config, [figures, replace(SUM, **over, full_bytes=allowed)])
+    assert together.holds
+    _, together = all_reduce_gates(config, [figures, replace(SUM, **over, full_bytes=allowed + 1)])
+    assert not together.holds
 
 
 def test_a_gather_over_replica_alone_is_no_weight(pod_run):
