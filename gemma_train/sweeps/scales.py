@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from gemma_train.config import RunConfig
-from gemma_train.data.pipeline import DataConfig, TokenSource
+from gemma_train.data.config import DataConfig, TokenSource
 from gemma_train.evaluation.held_out import EvaluationConfig
 from gemma_train.losses.distillation import Online
 from gemma_train.losses.next_token import NextToken
