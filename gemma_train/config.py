@@ -14,7 +14,7 @@ from etils import epath
 
 from gemma_train import storage
 from gemma_train.checked import check_fields
-from gemma_train.data.pipeline import DataConfig, TokenSource
+from gemma_train.data.config import DataConfig, TokenSource
 from gemma_train.definition import load_definition
 from gemma_train.errors import UserError, require
 from gemma_train.evaluation.held_out import EvaluationConfig
