@@ -7,7 +7,6 @@ Sources: Gemma 3 report (2503.19786) 2.1; google-deepmind/gemma, gm/nn/vision; t
 models/siglip/modeling_siglip.py.
 """
 
-from dataclasses import dataclass
 from functools import partial
 from math import isqrt
 
@@ -17,61 +16,17 @@ from flax import nnx
 from jax.sharding import PartitionSpec, reshard
 
 from gemma_train.axes import MESH_AXES
-from gemma_train.errors import require
+from gemma_train.model.config import VisionConfig
 
 COLOURS = 3
 EPSILON = 1e-6
 SCORE_BYTES = 2**30  # of attention at one time, on each device: so many images go together
 
 
-@dataclass(frozen=True, kw_only=True)
-class SiglipConfig:
-    """An encoder's size, and how many soft tokens are made of an image."""
-
-    side: int  # pixels of an image, in height and in width
-    patch: int  # pixels of a patch, likewise
-    width: int  # of an embedding
-    layers: int
-    heads: int  # divides width
-    hidden: int  # feed-forward hidden units
-    tokens: int  # soft tokens of an image: a square number
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            require(value >= 1, f"vision.{name} is {value}: it must be at least 1")
-        require(
-            self.side % self.patch == 0,
-            f"vision.patch is {self.patch}: it must divide vision.side, {self.side}",
-        )
-        require(
-            self.width % self.heads == 0,
-            f"vision.heads is {self.heads}: it must divide vision.width, {self.width}",
-        )
-        require(
-            isqrt(self.tokens) ** 2 == self.tokens and self.grid % isqrt(self.tokens) == 0,
-            f"vision.tokens is {self.tokens}: it must be the square of a number that divides "
-            f"{self.grid}, the patches in a row of an image",
-        )
-
-    @property
-    def grid(self) -> int:
-        """Patches in a row of an image, and in a column."""
-        return self.side // self.patch
-
-    @property
-    def patches(self) -> int:
-        """Patches of an image."""
-        return self.grid**2
-
-
-# The encoder of Gemma 3 4B, 12B and 27B (report, table 1: 417M).
-SO400M = SiglipConfig(side=896, patch=14, width=1152, layers=27, heads=16, hidden=4304, tokens=256)
-
-
 class SiglipLayer(nnx.Module):
     """Attention and feed-forward, each behind a LayerNorm, with biases."""
 
-    def __init__(self, config: SiglipConfig, rngs: nnx.Rngs):
+    def __init__(self, config: VisionConfig, rngs: nnx.Rngs):
         width, heads = config.width, config.heads
         head = width // heads
         norm = partial(nnx.LayerNorm, width, epsilon=EPSILON, rngs=rngs)
@@ -93,7 +48,7 @@ class SiglipLayer(nnx.Module):
 class Siglip(nnx.Module):
     """The encoder; its layers are stacked, and a scan runs over them."""
 
-    def __init__(self, config: SiglipConfig, rngs: nnx.Rngs):
+    def __init__(self, config: VisionConfig, rngs: nnx.Rngs):
         self.config = config
         window = (config.patch, config.patch)
         self.patches = nnx.Conv(
@@ -116,7 +71,7 @@ class Siglip(nnx.Module):
         return _pooled(self.final_norm(x_ipe), self.config)
 
 
-def _pooled(x_ipe: jax.Array, config: SiglipConfig) -> jax.Array:
+def _pooled(x_ipe: jax.Array, config: VisionConfig) -> jax.Array:
     """The means over squares of the grid, row by row: as many as an image has soft tokens."""
     images, _, width = x_ipe.shape
     side = isqrt(config.tokens)

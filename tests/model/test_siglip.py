@@ -10,10 +10,12 @@ from flax import nnx
 
 from gemma_train.errors import UserError
 from gemma_train.leaves import by_path
-from gemma_train.model.siglip import SO400M, Siglip, SiglipConfig, encode
+from gemma_train.model.config import VisionConfig
+from gemma_train.model.siglip import Siglip, encode
+from gemma_train.model.sizes import SO400M
 from tests.tolerances import assert_close
 
-SMALL = SiglipConfig(side=24, patch=4, width=16, layers=3, heads=4, hidden=20, tokens=9)
+SMALL = VisionConfig(side=24, patch=4, width=16, layers=3, heads=4, hidden=20, tokens=9)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +30,7 @@ def encoder() -> Siglip:
     return jax.tree.map(shaken, model)
 
 
-def pixels(images: int, config: SiglipConfig = SMALL) -> np.ndarray:
+def pixels(images: int, config: VisionConfig = SMALL) -> np.ndarray:
     random = np.random.default_rng(1)
     return np.float32(random.uniform(-1, 1, (images, config.side, config.side, 3)))
 
