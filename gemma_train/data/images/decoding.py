@@ -103,4 +103,4 @@ def resized(image: Image.Image, side: int) -> np.ndarray:
 
 def pixels(bytes_: np.ndarray) -> np.ndarray:
     """float32 of the same shape, from -1 to 1: what the encoder takes."""
-    return np.float32(bytes_) / np.float32(127.5) - np.float32(1.0)
+    return bytes_.astype(np.float32) / 127.5 - 1.0
