@@ -177,7 +177,7 @@ def test_bfloat16_gradients_are_off_by_few_roundings(terms, form, mesh_of):
     """
     terms, arrays = replace(TERMS[terms], soft_form=form), sample(64, dtype=jnp.bfloat16)
     with mesh_of():
-        found = with_gradients(vocabulary_loss)(*place(arrays, jnp.bfloat16), terms)[2:]
+        found = with_gradients(vocabulary_loss)(*in_place(arrays, jnp.bfloat16), terms)[2:]
         wanted = [np.float32(x) for x in expected(arrays, terms)[2:]]
     for one, other in zip(found, wanted, strict=True):
         rounded = np.float32(jnp.asarray(other, jnp.bfloat16))
