@@ -80,7 +80,7 @@ class Gemma(nnx.Module):
         self.final_norm = alone.scale("d")
         if config.vision is not None:
             self.soft_tokens = SoftTokens(alone)
-        self.encoder: Siglip | None = nnx.data(None)  # frozen: no part of what is trained
+        self.encoder: Siglip | None = nnx.data(None)  # frozen; None in what is trained
 
     def __call__(
         self,

@@ -48,9 +48,11 @@ def checked_images(
     vision, embeddings_ipe = _vision(config), jnp.asarray(embeddings_ipe)
     index_bt = index_bt if isinstance(index_bt, jax.Array) else np.asarray(index_bt)
     expected = (vision.tokens, vision.width)
-    if embeddings_ipe.ndim != 3 or embeddings_ipe.shape[1:] != expected:
+    floats = jnp.issubdtype(embeddings_ipe.dtype, jnp.floating)
+    if embeddings_ipe.ndim != 3 or embeddings_ipe.shape[1:] != expected or not floats:
         raise UserError(
-            f"image embeddings have shape {embeddings_ipe.shape}: give {('images', *expected)}"
+            f"image embeddings are {embeddings_ipe.dtype} {embeddings_ipe.shape}: give floats "
+            f"{('images', *expected)}"
         )
     if index_bt.shape != shape_bt or not jnp.issubdtype(index_bt.dtype, jnp.integer):
         raise UserError(
@@ -59,6 +61,8 @@ def checked_images(
         )
     if not isinstance(index_bt, jax.core.Tracer):
         _check_places(np.asarray(index_bt), len(embeddings_ipe), vision)
+    if not len(embeddings_ipe):
+        return None
     return embeddings_ipe, jnp.asarray(index_bt, jnp.int32)
 
 

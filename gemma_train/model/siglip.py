@@ -82,17 +82,20 @@ def _pooled(x_ipe: jax.Array, config: VisionConfig) -> jax.Array:
 
 @jax.jit
 def encode(encoder: Siglip, pixels: jax.Array) -> jax.Array:
-    """The same on the mesh in force: images split over all its devices, which must divide them.
+    """The same on the mesh in force: images split over all its devices, blank ones filling up.
 
     A few images at a time, so that memory does not grow with their number.
     """
     config, spread = encoder.config, PartitionSpec(MESH_AXES)
+    images, devices = len(pixels), jax.sharding.get_abstract_mesh().size
+    pixels = jnp.pad(pixels, ((0, -images % devices), (0, 0), (0, 0), (0, 0)))
     together = max(SCORE_BYTES // (4 * config.heads * config.patches**2), 1)
 
     def on_one_device(encoder: Siglip, pixels: jax.Array) -> jax.Array:
         at_once = min(together, len(pixels))
         return jax.lax.map(lambda image: encoder(image[None])[0], pixels, batch_size=at_once)
 
-    return jax.shard_map(
+    embedded_ipe = jax.shard_map(
         on_one_device, in_specs=(PartitionSpec(), spread), out_specs=spread, check_vma=False
     )(encoder, reshard(pixels, spread))
+    return reshard(embedded_ipe, PartitionSpec())[:images]

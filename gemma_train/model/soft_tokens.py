@@ -43,7 +43,7 @@ class SoftTokens(nnx.Module):
         """The embedded tokens, with soft tokens where they stand.
 
         Embeddings come to their positions first, and are normed and projected there: split as the
-        positions are, at a cost that does not tell beside a layer's.
+        positions are; those of text cost a few hundredths of one layer.
         """
         b, i, p, e = images.embeddings_bipe.shape
         flat = images.embeddings_bipe.reshape(b, i * p, e)

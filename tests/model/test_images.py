@@ -153,7 +153,8 @@ def test_the_encoder_gives_what_the_model_takes(mesh_of):
     [
         (lambda t, e, i: (t, None, i), "image embeddings and image_index_bt go together"),
         (lambda t, e, i: (t, e, None), "image embeddings and image_index_bt go together"),
-        (lambda t, e, i: (t, e[:, :3], i), r"image embeddings have shape \(5, 3, 12\)"),
+        (lambda t, e, i: (t, e[:, :3], i), r"embeddings are float32 \(5, 3, 12\): give floats"),
+        (lambda t, e, i: (t, np.int32(e), i), r"embeddings are int32 \(5, 4, 12\): give floats"),
         (lambda t, e, i: (t, e, i[:, 1:]), r"image_index_bt is int32 \(2, 23\)"),
         (lambda t, e, i: (t, e, i * 1.0), r"image_index_bt is float64 \(2, 24\)"),
         (lambda t, e, i: (t, e[:2], i), "names image 2 in row 0, but there are 2"),
@@ -185,6 +186,14 @@ def test_ids_in_the_place_of_soft_tokens_are_never_looked_up(mesh_of):
         model = gemma()
         found = logits(model, np.where(index >= 0, 262_144, tokens), embeddings, index)
         assert_close(found, logits(model, tokens, embeddings, index), "fp32")
+
+
+def test_no_images_are_text(mesh_of):
+    tokens, embeddings, index = sample(2)
+    with mesh_of():
+        model = gemma()
+        found = logits(model, tokens, embeddings[:0], np.full_like(index, -1))
+        assert_close(found, np.asarray(model.logits(tokens)), "fp32")
 
 
 def test_a_window_must_hold_an_image():
