@@ -14,7 +14,7 @@ from etils import epath
 
 from gemma_train import storage
 from gemma_train.checked import check_fields
-from gemma_train.data.pipeline import DataConfig, TokenSource
+from gemma_train.data.config import DataConfig, TokenSource
 from gemma_train.definition import load_definition
 from gemma_train.errors import UserError, require
 from gemma_train.evaluation.held_out import EvaluationConfig
@@ -85,8 +85,8 @@ class RunConfig:
             return
         require(
             isinstance(loss.teacher, Stored),
-            f"source {untaught[0]!r} has taught=False, which a teacher in the step does not heed: "
-            "store its targets (loss.teacher=Stored(...))",
+            f"source {untaught[0]!r} has taught=False, but a teacher in the step speaks of every "
+            "row: leave taught=False away, or store its targets (loss.teacher=Stored(...))",
         )
         require(
             loss.is_mixed or loss.hard_label_weight > 0.0,

@@ -1,5 +1,6 @@
 """Local and gs:// paths through one door (etils.epath), and writes that are whole or absent."""
 
+import contextlib
 import glob
 import hashlib
 import importlib.util
@@ -7,6 +8,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from pathlib import PurePosixPath
 
 from etils import epath
@@ -15,6 +17,7 @@ from gemma_train.errors import UserError, require
 
 _SCHEME = re.compile(r"\w+:/")
 _REACH_BUCKETS = ("gcsfs", "tensorflow")  # either is enough for epath
+_ABANDONED_SECONDS = 3600
 
 
 def path(name: str) -> epath.Path:
@@ -72,6 +75,17 @@ def write_whole(target: epath.Path, content: str | bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_abandoned(folder: epath.Path) -> None:
+    """Remove what killed `write_whole`s left in a folder: parts that are an hour old or more.
+
+    A younger one may be another writer's, who is about to name it.
+    """
+    for file in folder.glob(".*.writing"):
+        with contextlib.suppress(FileNotFoundError):
+            if file.stat().mtime < time.time() - _ABANDONED_SECONDS:
+                file.unlink()
 
 
 def sha256(file: epath.Path) -> str:

@@ -57,7 +57,7 @@ def test_an_abstract_batch_is_a_placed_one_without_its_numbers(mesh, candidates,
         assert like.sharding == array.sharding, name
 
 
-def test_two_processes_place_their_own_rows_only():
+def test_two_processes_place_their_own_rows_and_hear_their_leader():
     """Two real processes of four devices each; see two_processes.py, which holds the checks."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -1,5 +1,7 @@
 """Writes that are whole or absent, whoever else writes."""
 
+import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -65,6 +67,17 @@ def test_what_only_looks_like_a_bucket_is_no_local_folder(name):
 def test_a_colon_alone_is_a_name(without_gcsfs):
     assert str(storage.path("runs/a:b")) == "runs/a:b"
     assert str(storage.path("a:b")) == "a:b"
+
+
+def test_parts_that_killed_writers_left_are_removed_once_they_are_old(tmp_path):
+    names = (".a.bin.0.writing", ".b.bin.1.writing", ".teacher_sum", "c.writing")
+    for name in names:
+        (tmp_path / name).touch()
+        old = time.time() - (3500 if name.startswith(".b") else 3700)
+        os.utime(tmp_path / name, (old, old))
+    storage.remove_abandoned(epath.Path(tmp_path))
+    assert {path.name for path in tmp_path.iterdir()} == {*names[1:]}
+    storage.remove_abandoned(epath.Path(tmp_path / "nowhere"))
 
 
 def _refuse(*_: object) -> None:

@@ -1,4 +1,7 @@
-"""One of the two processes of test_placement: started with an address and its number."""
+"""One of the two processes of test_placement: started with an address and its number.
+
+They check their own rows of a batch, and that what one finds is told to both.
+"""
 
 import os
 import sys
@@ -21,6 +24,29 @@ def numbered(rows: int, length: int, candidates: int = 0) -> Batch:
     return Batch(**arrays)
 
 
+def check_leader(number: int) -> None:
+    """What the leader finds is found by all, and so is its refusal; nobody else looks."""
+    from gemma_train.errors import UserError
+    from gemma_train.mesh import of_leader
+
+    looked = []
+
+    def find() -> str:
+        looked.append(number)
+        if len(looked) == 2:
+            raise UserError(f"refused by {number}")
+        return f"ä of {number}"
+
+    assert of_leader(find) == "ä of 0"
+    try:
+        of_leader(find)
+    except UserError as error:
+        assert str(error) == "refused by 0"
+    else:
+        raise AssertionError("the leader refused")
+    assert looked == ([0, 0] if number == 0 else [])
+
+
 def main(address: str, number: int) -> None:
     os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
     import jax
@@ -29,6 +55,7 @@ def main(address: str, number: int) -> None:
     from gemma_train.placement import needed_rows, place
 
     jax.distributed.initialize(address, num_processes=2, process_id=number)
+    check_leader(number)
     start_runtime(MeshConfig(runtime="many_processes"))  # finds the runtime started already
     rows, length = 16, 8
     batch = numbered(rows, length, 3)

@@ -27,7 +27,7 @@ class SweepArguments:
 
 def run(arguments: SweepArguments) -> int:
     """The exit code: 1 where a run failed, after all others had their turn."""
-    sweep = load_definition(arguments.file, arguments.name, Sweep)
+    sweep = load_definition(arguments.file, arguments.name, Sweep, what="sweep")
     chosen = [run for run in sweep.placed if fnmatchcase(run.name, arguments.only)]
     require(
         bool(chosen),

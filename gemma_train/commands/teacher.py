@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import jax
 
+from gemma_train import storage
 from gemma_train.config import RunConfig
 from gemma_train.data.pipeline import check
 from gemma_train.data.teacher_store.plan import Plan
-from gemma_train.data.teacher_store.reading import check_local
+from gemma_train.data.teacher_store.reading import check_folder
 from gemma_train.data.teacher_store.shards import Description, verify
 from gemma_train.errors import UserError, require
 from gemma_train.mesh import is_leader, make_mesh, start_runtime
@@ -50,7 +51,7 @@ def run(config: RunConfig, arguments: TeacherArguments) -> None:
             f"loss is {type(config.loss).__name__} without a store: set "
             "loss=Distillation(teacher=Stored(folder=..., weights=...))"
         )
-    check_local(teacher.folder)
+    check_folder(teacher.folder)
     start_runtime(config.mesh)
     say = print if is_leader() else lambda text: None
     if config.mesh.runtime == "many_processes":
@@ -61,7 +62,15 @@ def run(config: RunConfig, arguments: TeacherArguments) -> None:
     check(config.data, config.model.vocabulary)
     weights = open_teacher(with_teacher_online(config))
     assert weights is not None
-    plan = plan_store(config, weights, shard_tokens=arguments.shard_tokens)
+    plan = plan_store(
+        config,
+        weights,
+        shard_tokens=arguments.shard_tokens,
+        writes=not arguments.dry_run,
+        say=say,
+    )
+    if is_leader() and not arguments.dry_run:
+        storage.remove_abandoned(storage.path(teacher.folder))
     share = share_of(plan, writer=arguments.writer, writers=arguments.writers)
     if share.left:
         check_disk(share, codec, say)

@@ -5,9 +5,10 @@ from hashlib import sha256
 import numpy as np
 
 from gemma_train.conversion.tensors import Weights
+from gemma_train.metrics.byte_progress import Advance
 
 
-def parameters_sha256(weights: Weights) -> str:
+def parameters_sha256(weights: Weights, advance: Advance = lambda size: None) -> str:
     """The SHA-256 of every parameter's name, shape, dtype and bytes. Reads all, one at a time.
 
     Names and shapes are ours, layer by layer, so that a model and its conversions into other
@@ -18,4 +19,5 @@ def parameters_sha256(weights: Weights) -> str:
         digest = sha256(f"{name} {list(tensor.shape)} {tensor.dtype}\n".encode())
         digest.update(np.ascontiguousarray(tensor.read()).reshape(-1).view(np.uint8))
         sums[name] = digest.hexdigest()
+        advance(tensor.bytes)
     return sha256("".join(f"{name} {sums[name]}\n" for name in sorted(sums)).encode()).hexdigest()

@@ -12,7 +12,7 @@ from gemma_train import storage
 from gemma_train.config import RunConfig
 from gemma_train.conversion.load import load, open_weights, untrained
 from gemma_train.conversion.tensors import Weights
-from gemma_train.errors import require
+from gemma_train.errors import asked_by, require
 from gemma_train.losses.distillation import Distillation, Online
 from gemma_train.metrics.wording import count
 from gemma_train.model import ComputeConfig, Gemma, GemmaConfig
@@ -35,7 +35,8 @@ def open_teacher(config: RunConfig) -> Weights | None:
     """
     if (teacher := online(config)) is None:
         return None
-    weights = open_weights(teacher.weights, teacher.model, teacher.step)
+    with asked_by("loss.teacher.weights"):
+        weights = open_weights(teacher.weights, teacher.model, teacher.step)
     _check_vocabulary(config, teacher, weights.config)
     if weights.tokenizer is not None:
         _check_tokenizer(config, teacher, weights.tokenizer)

@@ -17,6 +17,7 @@ from gemma_train.data.teacher_store.shards import Origin, check_origin
 from gemma_train.errors import require
 from gemma_train.losses.distillation import Distillation, Online, Stored
 from gemma_train.mesh import of_leader
+from gemma_train.metrics.byte_progress import progress
 from gemma_train.metrics.wording import byte_count, count
 from gemma_train.teachers.identity import model_files
 from gemma_train.teachers.online import open_teacher
@@ -55,11 +56,8 @@ def store_codec(config: RunConfig) -> Codec:
     )
 
 
-def origin(config: RunConfig, weights: Weights | None, *, parameters: str | None = None) -> Origin:
-    """What a run's targets are made with. `weights` are the teacher's, if they are here.
-
-    They are read, unless the SHA-256 of their `parameters` is known.
-    """
+def origin(config: RunConfig, weights: Weights | None, parameters_sha256: str | None) -> Origin:
+    """What a run's targets are made with, as far as it is known of the teacher's `weights`."""
     teacher, loss = stored(config), config.loss
     assert teacher is not None and isinstance(loss, Distillation)
     return Origin(
@@ -70,7 +68,7 @@ def origin(config: RunConfig, weights: Weights | None, *, parameters: str | None
         temperature=loss.temperature,
         seed=loss.seed,
         teacher=teacher.weights,
-        parameters_sha256=parameters or (parameters_sha256(weights) if weights else None),
+        parameters_sha256=parameters_sha256,
         parameters=sum(t.size for t in weights.parameters.values()) if weights else None,
         dtype=teacher.dtype,
     )
@@ -85,8 +83,8 @@ def open_store(config: RunConfig, say: Callable[[str], None]) -> TeacherStore | 
     if (teacher := stored(config)) is None:
         return None
     store = TeacherStore(teacher.folder, store_codec(config))
-    there, known = store.description.head.origin, of_leader(partial(_parameters, config, say))
-    check_origin(teacher.folder, there, origin(config, None, parameters=known or None))
+    there, known = store.description.head.origin, teachers_sha256(config, say)
+    check_origin(teacher.folder, there, origin(config, None, known))
     if not known and there.teacher != teacher.weights:
         say(
             f"teacher store {teacher.folder} was made with {there.teacher!r}; loss.teacher.weights "
@@ -103,25 +101,36 @@ def open_store(config: RunConfig, say: Callable[[str], None]) -> TeacherStore | 
     return store
 
 
-def _parameters(config: RunConfig, say: Callable[[str], None]) -> str:
-    """The SHA-256 of the teacher's parameters; empty where its folder is not here.
+def teachers_sha256(
+    config: RunConfig, say: Callable[[str], None], *, compares: bool = False
+) -> str | None:
+    """The SHA-256 of the parameters of a store's teacher; None where its folder is not here.
 
-    It is kept in the store for as long as the teacher's files have the same names, sizes and times.
+    The leader finds it for all processes. It is kept in the store for as long as the teacher's
+    files have the same names, sizes and times. Who `compares` alone needs none without a store.
     """
+    return of_leader(partial(_sum, config, say, compares)) or None
+
+
+def _sum(config: RunConfig, say: Callable[[str], None], compares: bool) -> str:
     teacher = stored(config)
     assert teacher is not None
-    if not storage.path(teacher.weights).exists():
+    folder = storage.path(teacher.folder)
+    if not storage.path(teacher.weights).exists() or (compares and not folder.exists()):
         return ""
     weights = open_teacher(with_teacher_online(config))
     assert weights is not None
-    kept, files = storage.path(teacher.folder) / SUM, _stamp(weights)
-    if kept.exists() and (line := kept.read_text().split())[:1] == [files] and len(line) == 2:
+    kept, files = folder / SUM, _stamp(weights)
+    line = kept.read_bytes().decode(errors="replace").split() if kept.exists() else []
+    if line[:1] == [files] and len(line) == 2:
         return line[1]
     size = sum(tensor.bytes for tensor in weights.parameters.values())
     if size > SILENT_BYTES:
-        say(f"reading {byte_count(size)} of {teacher.weights}, to know whether it is the store's")
-    found = parameters_sha256(weights)
+        say(f"reading {byte_count(size)} of {teacher.weights}, to tell it from other teachers")
+    with progress(f"reading {teacher.weights}", size) as advance:
+        found = parameters_sha256(weights, advance)
     with suppress(OSError):  # a store may be there to be read only
+        folder.mkdir(parents=True, exist_ok=True)
         storage.write_whole(kept, f"{files} {found}\n")
     return found
 

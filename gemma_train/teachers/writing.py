@@ -37,6 +37,7 @@ from gemma_train.teachers.stored import (
     origin,
     store_codec,
     stored,
+    teachers_sha256,
     with_teacher_online,
 )
 
@@ -54,14 +55,26 @@ class Share:
     left: int  # rows that are not there, whoever is to write them
 
 
-def plan_store(config: RunConfig, weights: Weights, *, shard_tokens: int) -> Plan:
-    """What the store of a run's config lacks. Raises `UserError` where it is another's."""
+def plan_store(
+    config: RunConfig,
+    weights: Weights,
+    *,
+    shard_tokens: int,
+    writes: bool = True,
+    say: Callable[[str], None] = print,
+) -> Plan:
+    """What the store of a run's config lacks. Raises `UserError` where it is another's.
+
+    A plan that nobody `writes` may do without the sum over the teacher's parameters.
+    """
     teacher = stored(config)
     assert teacher is not None
+    known = teachers_sha256(config, say, compares=not writes)
     stream_rows = config.steps * config.data.batch_rows
     found = lesson(config.data, shard_rows=-(-shard_tokens // config.data.sequence_length))
     rows = taught_rows(config.data, found, stream_rows)
-    return plan_of(teacher.folder, origin(config, weights), found, rows, stream_rows=stream_rows)
+    due = origin(config, weights, known)
+    return plan_of(teacher.folder, due, found, rows, stream_rows=stream_rows)
 
 
 def share_of(plan: Plan, *, writer: int, writers: int) -> Share:

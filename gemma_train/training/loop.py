@@ -11,6 +11,7 @@ from gemma_train.conversion.load import open_weights
 from gemma_train.conversion.tensors import Weights
 from gemma_train.data.pipeline import batches, check
 from gemma_train.data.teacher_store.reading import TeacherStore
+from gemma_train.errors import asked_by
 from gemma_train.evaluation.held_out import HeldOutLoss, make_held_out_loss
 from gemma_train.mesh import is_leader, make_mesh
 from gemma_train.metrics.observer import Observer
@@ -65,7 +66,8 @@ def train(config: RunConfig, say: Callable[[str], None] = print) -> Outcome:
 def _weights(config: RunConfig, *, begun: bool) -> Weights | None:
     """What the run begins from, opened but not read; a run made by `convert` has it at step 0."""
     source = config.folder if begun else config.initial_weights
-    return open_weights(source, config.model) if source else None
+    with asked_by("folder" if begun else "initial_weights"):
+        return open_weights(source, config.model) if source else None
 
 
 def _first_state(config: RunConfig, weights: Weights | None) -> TrainState:

@@ -164,8 +164,11 @@ def test_a_sweep_of_another_name(tmp_path, write_sweep, capsys):
     assert command_line.run(["sweep", str(file), "--name", "pods"]) == 2
     line = capsys.readouterr().err.strip()
     assert line == (
-        f"gemma-train: pods {str(file)!r} does not end in `pods = Sweep(...)`; it has sweep, pod"
+        f"gemma-train: name is 'pods': sweep {str(file)!r} does not end in `pods = Sweep(...)`; "
+        "it has sweep, pod"
     )
+    assert command_line.run(["sweep", str(tmp_path / "none.py"), "--name", "pod"]) == 2
+    assert f"sweep {str(tmp_path / 'none.py')!r} does not exist" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,13 @@ order, adds shards of those that are missing. A shard that lost its records is w
 """
 
 from dataclasses import asdict, dataclass
-from itertools import zip_longest
 
 import numpy as np
 
 from gemma_train import storage
 from gemma_train.data.teacher_store.rows import Lesson
 from gemma_train.data.teacher_store.shards import (
+    AGAIN,
     SIDECAR,
     Description,
     Head,
@@ -27,7 +27,7 @@ from gemma_train.data.teacher_store.shards import (
     shard_files,
     write_description,
 )
-from gemma_train.errors import require
+from gemma_train.errors import UserError, require
 
 _ELSEWHERE = "finish it with the config that began it, or name another loss.teacher.folder"
 
@@ -49,8 +49,8 @@ class Plan:
         """
         found = {}
         for number in self.shards:
-            note = read_note(self.folder, number)
-            if note is not None and shard_files(self.folder, number).targets.exists():
+            note, files = read_note(self.folder, number), shard_files(self.folder, number)
+            if note is not None and files.targets.exists() and files.rows.exists():
                 self._check(number, *note)
                 found[number] = note[1]
         return found
@@ -79,25 +79,26 @@ class Plan:
         check_origin(self.folder, there.origin, self.head.origin)
         check_size(self.folder, number, shard)
         _check_datasets(note, there, self.head)
-        if self.there is None or number >= len(self.there.shards):
-            _check_order(note, there, self.head)
-        rows, due = read_rows(self.folder, number, shard)[:, :2], self.shards[number]
-        require(
-            np.array_equal(rows, due),
+        rows = read_rows(self.folder, number, shard, cure=AGAIN)[:, :2]
+        due = self.shards[number]
+        if np.array_equal(rows, due):  # whatever run they were written for
+            return
+        _check_order(note, there, self.head)
+        raise UserError(
             f"{note!r} was begun for another run: it holds {len(rows)} rows from (dataset, row) "
             f"{tuple(rows[:1].ravel().tolist())}, due are {len(due)} from "
-            f"{tuple(due[0].tolist())}: " + _ELSEWHERE,
+            f"{tuple(due[0].tolist())}: {_ELSEWHERE}"
         )
 
 
 def _check_datasets(note: str, there: Head, here: Head) -> None:
-    """Raise `UserError` unless a shard's datasets are the first of those that are due now."""
-    for one, other in zip_longest(there.datasets, here.datasets[: len(there.datasets)]):
-        due = f"{other.path!r} {other.sha256[:12]}..." if other else "none"
+    """Raise `UserError` unless a shard's datasets are those that are due now, as far as both go."""
+    for one, other in zip(there.datasets, here.datasets, strict=False):
         require(
-            other is not None and one.sha256 == other.sha256,
+            one.sha256 == other.sha256,
             f"{note!r} was begun for another run (SHA-256 of dataset.json of {one.path!r} "
-            f"{one.sha256[:12]}... there, {due} here): {_ELSEWHERE}",
+            f"{one.sha256[:12]}... there, {other.path!r} {other.sha256[:12]}... here): "
+            + _ELSEWHERE,
         )
 
 

@@ -11,8 +11,9 @@ from weakref import finalize
 
 import numpy as np
 
+from gemma_train import storage
 from gemma_train.data.example import Row
-from gemma_train.data.teacher_store.codec import Codec, Targets
+from gemma_train.data.teacher_store.codec import Codec, RowTargets
 from gemma_train.data.teacher_store.shards import (
     AGAIN,
     check_size,
@@ -33,7 +34,7 @@ class TeacherStore:
     """
 
     def __init__(self, folder: str, codec: Codec):
-        check_local(folder)
+        check_folder(folder)
         self.folder, self.codec = folder, codec
         self._files = _OpenFiles()
         self.description = read_description(folder)
@@ -71,7 +72,7 @@ class TeacherStore:
             "taught=False"
         )
 
-    def read(self, dataset: int, number: int) -> Targets:
+    def read(self, dataset: int, number: int) -> RowTargets:
         """The targets of a row. Raises `UserError` where they are damaged or not here."""
         key = int(row_keys(np.array([[dataset, number]]))[0])
         place = int(np.searchsorted(self._keys, key))
@@ -90,9 +91,13 @@ class TeacherStore:
             ) from None
 
 
-def check_local(folder: str) -> None:
-    """Raise `UserError` for a store in a bucket, which would be read row by row."""
+def check_folder(folder: str) -> None:
+    """Raise `UserError` for a file, and for a bucket, which would be read row by row."""
     require("://" not in folder, f"teacher store {folder!r} must be local: copy or mount it")
+    require(
+        not storage.path(folder).is_file(),
+        f"teacher store {folder!r} is a file: name a folder as loss.teacher.folder",
+    )
 
 
 class _OpenFiles:

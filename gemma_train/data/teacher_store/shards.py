@@ -25,7 +25,8 @@ from gemma_train.errors import UserError, require
 FORMAT_VERSION = 1
 SIDECAR = "teacher.json"
 AGAIN = "remove that file and run gemma-train teacher again"
-_LOST = "restore it from a copy, or write the store anew in another folder"
+# Which rows a finished shard holds nothing else says: the store is put together once more.
+_LOST = "restore it, or remove it and teacher.json and repeat the commands that wrote the store"
 _INDEX = np.dtype("<i8")
 _ENTRY = 3  # numbers a row in targets-*.rows
 _MOST_ROWS = 1 << 44  # of a dataset
@@ -158,21 +159,21 @@ def read_note(folder: str, number: int) -> tuple[Head, TargetShard] | None:
         return _head(content), _parsed(TargetShard, content["shard"])
 
 
-def read_rows(folder: str, number: int, shard: TargetShard) -> np.ndarray:
+def read_rows(folder: str, number: int, shard: TargetShard, *, cure: str = _LOST) -> np.ndarray:
     """int64 [rows, 3]: dataset, row, end of its record. Raises `UserError` where it is damaged."""
     file = shard_files(folder, number).rows
-    require(file.exists(), f"shard {str(file)!r} is missing: {_LOST}")
+    require(file.exists(), f"shard {str(file)!r} is missing: {cure}")
     content = file.read_bytes()
     found = sha256(content).hexdigest()
     require(
         found == shard.rows_sha256,
         f"shard {str(file)!r} is damaged (its SHA-256 is {found[:12]}..., it should be "
-        f"{shard.rows_sha256[:12]}...): {_LOST}",
+        f"{shard.rows_sha256[:12]}...): {cure}",
     )
     require(
         len(content) == shard.rows * _ENTRY * _INDEX.itemsize,
         f"shard {str(file)!r} has {len(content):,} bytes, {shard.rows:,} rows would take "
-        f"{shard.rows * _ENTRY * _INDEX.itemsize:,}: {_LOST}",
+        f"{shard.rows * _ENTRY * _INDEX.itemsize:,}: {cure}",
     )
     return np.frombuffer(content, _INDEX).reshape(shard.rows, _ENTRY)
 
@@ -234,7 +235,7 @@ def read_description(folder: str) -> Description:
         )
 
 
-def differences(there: Origin, here: Origin) -> list[str]:
+def disagreements(there: Origin, here: Origin) -> list[str]:
     """'field X there, Y here' of every field that differs; what is not known here is not compared.
 
     A teacher is its parameters, whatever folder they lie in.
@@ -248,7 +249,7 @@ def differences(there: Origin, here: Origin) -> list[str]:
 
 def check_origin(folder: str, there: Origin, here: Origin) -> None:
     """Raise `UserError`, naming both values, unless all that is known here agrees."""
-    found = differences(there, here)
+    found = disagreements(there, here)
     require(
         not found,
         f"teacher store {folder!r} is not the config's ({'; '.join(found[:3])}): make the config "
@@ -263,6 +264,8 @@ def _write_json(file: epath.Path, head: Head, more: dict[str, Any]) -> None:
 
 def _read_json(file: epath.Path) -> dict[str, Any]:
     content = json.loads(file.read_text())
+    if not isinstance(content, dict):
+        raise ValueError(f"{content!r:.60} is no object")
     version = content["format_version"]
     require(
         version == FORMAT_VERSION,
@@ -272,15 +275,20 @@ def _read_json(file: epath.Path) -> dict[str, Any]:
 
 
 def _head(content: dict[str, Any]) -> Head:
-    return _parsed(Head, {field.name: content[field.name] for field in fields(Head)})
+    head = _parsed(Head, {field.name: content[field.name] for field in fields(Head)})
+    if None in (head.origin.parameters_sha256, head.origin.parameters):
+        raise ValueError("it does not say of which parameters its teacher is")
+    return head
 
 
 def _parsed(kind: Any, value: Any) -> Any:
     """JSON as a dataclass, a tuple or a plain value of this type; no number here is below 0."""
     if isinstance(kind, type) and is_dataclass(kind):
         hints = get_type_hints(kind)
-        if not isinstance(value, dict) or value.keys() != hints.keys():
-            raise ValueError(f"{value!r:.60} has not the fields {', '.join(hints)}")
+        if not isinstance(value, dict):
+            raise ValueError(f"{value!r:.60} is no {kind.__name__}")
+        if other := sorted(value.keys() ^ hints.keys()):
+            raise ValueError(f"{kind.__name__} lacks, or should not have, {', '.join(other)}")
         return kind(**{name: _parsed(hint, value[name]) for name, hint in hints.items()})
     if get_origin(kind) is tuple:
         if not isinstance(value, list):
@@ -298,5 +306,7 @@ def _garbled(file: epath.Path, cure: str) -> Iterator[None]:
     """Errors of a file that is not what it should be, in one line."""
     try:
         yield
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{str(file)!r} is garbled ({error!r}): {cure}") from None
+    except KeyError as error:
+        raise UserError(f"{str(file)!r} is garbled (it has no {error}): {cure}") from None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{str(file)!r} is garbled ({error}): {cure}") from None

@@ -12,16 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gemma_train.data.config import DataConfig, TokenSource
 from gemma_train.data.example import Row, padding
-from gemma_train.data.pipeline import (
-    DataConfig,
-    TokenSource,
-    batches,
-    listed_batches,
-    training_rows,
-)
+from gemma_train.data.pipeline import batches, listed_batches
 from gemma_train.data.rows import Rows
 from gemma_train.data.shards import TokenDataset
+from gemma_train.data.streams import training_rows
 from gemma_train.data.teacher_store import reading
 from gemma_train.data.teacher_store.codec import codec
 from gemma_train.data.teacher_store.plan import Plan, plan_of
@@ -430,6 +426,30 @@ def test_sidecars_and_notes_that_are_none_are_named(config, tmp_path, content):
         read_description(str(tmp_path / "store"))
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        (b"{", b"", "Extra data: line 2 column 18 (char 18)"),
+        (b"{", b"\xff", "'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"),
+        (b'"seed"', b'"sead"', "Origin lacks, or should not have, sead, seed"),
+        (b'"seed": 0', b'"seed": "no"', "'no' is no int of 0 or more"),
+        (b'"order"', b'"odrer"', "it has no 'order'"),
+        (b'"parameters": 1000', b'"parameters": null', "it does not say of which parameters"),
+    ],
+)
+def test_what_is_wrong_in_a_sidecar_is_said_plainly(config, tmp_path, old, new, told):
+    write(planned(config, tmp_path / "store", 10), config)
+    sidecar = tmp_path / "store" / "teacher.json"
+    content = sidecar.read_bytes()
+    assert old in content
+    sidecar.write_bytes(content.replace(old, new, 1))
+    with pytest.raises(UserError) as raised:
+        read_description(str(tmp_path / "store"))
+    line = str(raised.value)
+    assert line.startswith(f"{str(sidecar)!r} is garbled ({told}")
+    assert line.endswith("): remove that file and run gemma-train teacher again")
+
+
 EDITS = (5, "4", None, -1, 2.5, True, [], {}, "", 10**30)
 
 
@@ -570,9 +590,12 @@ def test_a_store_of_another_version_is_named(config, tmp_path):
         read_description(str(tmp_path / "store"))
 
 
-def test_a_store_in_a_bucket_is_refused():
+def test_a_store_in_a_bucket_or_a_file_is_refused(tmp_path):
     with pytest.raises(UserError, match="teacher store 'gs://x/y' must be local"):
         TeacherStore("gs://x/y", CODEC)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="teacher store '.*file' is a file: name a folder"):
+        TeacherStore(str(tmp_path / "file"), CODEC)
 
 
 def test_a_shard_without_its_note_is_not_there(config, tmp_path):
@@ -586,3 +609,51 @@ def test_a_shard_without_its_note_is_not_there(config, tmp_path):
     write(plan, config, shards=(3,))
     assert (tmp_path / "store" / "targets-00003.bin").read_bytes() == before
     verify(str(tmp_path / "store"))
+
+
+def lose_sidecar(store: Path) -> dict[str, bytes]:
+    """What the files of a store held before its sidecar was lost."""
+    held = {path.name: path.read_bytes() for path in store.iterdir()}
+    (store / "teacher.json").unlink()
+    return held
+
+
+def test_the_passes_that_made_a_store_make_its_lost_sidecar_again(config, tmp_path):
+    """In their order: another dataset, another order, a longer run; no shard is written again."""
+    store = tmp_path / "store"
+    one = dataclasses.replace(config, train=config.train[:1])
+    passes = (one, 25), (config, 25), (dataclasses.replace(config, shuffle_seed=3), 60)
+    for each, stream_rows in passes:
+        write(planned(each, store, stream_rows), each)
+    (store / "targets-00001.bin").unlink()  # what the first pass wrote, written again by the last
+    write(planned(passes[-1][0], store, 60), passes[-1][0])
+    held = lose_sidecar(store)
+    with pytest.raises(UserError, match=r"targets-00000.json' was begun for another run \(data"):
+        planned(passes[-1][0], store, 60).finished()
+    for each, stream_rows in passes:
+        plan = planned(each, store, stream_rows)
+        assert plan.finished().keys() == plan.shards.keys()
+        plan.conclude(plan.finished())
+    assert {path.name: path.read_bytes() for path in store.iterdir()} == held
+
+
+@pytest.mark.parametrize("how", ["missing", "cut", "flipped"])
+def test_a_shards_lost_list_of_rows_is_written_again(config, tmp_path, how):
+    """Of a store that is finished, once its sidecar is removed as the refusal says."""
+    store = tmp_path / "store"
+    write(planned(config, store, 25), config)
+    held = lose_sidecar(store)
+    rows = store / "targets-00001.rows"
+    damage(rows, how)
+    if how != "missing":
+        with pytest.raises(UserError, match=r"is damaged .*: remove that file and run gemma-train"):
+            planned(config, store, 25).finished()
+        rows.unlink()
+    plan = planned(config, store, 25)
+    assert sorted(plan.finished()) == [0, 2]
+    write(plan, config, shards=(1,))
+    assert {path.name: path.read_bytes() for path in store.iterdir()} == held
+    damage(rows, how)
+    cure = "restore it, or remove it and teacher.json and repeat the commands that wrote the store$"
+    with pytest.raises(UserError, match=cure):
+        planned(config, store, 25)
