@@ -190,7 +190,8 @@ def vocabulary_gates(config: RunConfig, program: str | Program) -> list[Gate]:
     """No table in one piece, and no more logits at one time than a chunk's.
 
     Arrays are known by an axis of the vocabulary's length, or of the rows that a chip holds; soft
-    targets by two, the blocks of those rows and the rows of a block.
+    targets by two, the blocks of those rows and the rows of a block. Where as many tokens stand
+    side by side as there are rows, their states look like the table: nothing is said of it then.
     """
     teacher, model, split = online(config), config.model, config.mesh.data * config.mesh.seq
     models = [one for one in (model, teacher_model(config)) if one]
@@ -214,11 +215,12 @@ def vocabulary_gates(config: RunConfig, program: str | Program) -> list[Gate]:
     tables = {model.vocabulary * width for width, rows in parts.items() if rows > 1}
     whole = [array for array in arrays if array.elements in tables]
     logits = [array for array in arrays if array.elements not in of_table]
-    chunk = min(config.loss.chunk, chip_tokens(config)) * model.vocabulary
-    return [
-        _array_gate("[vocabulary, width] in one piece", whole, 0),
-        _array_gate("logits at one time", logits, FLOAT32 * chunk),
-    ]
+    tokens = chip_tokens(config)
+    chunk = min(config.loss.chunk, tokens)
+    found = [_array_gate("logits at one time", logits, FLOAT32 * chunk * model.vocabulary)]
+    if model.vocabulary not in (tokens, tokens * config.accumulation, chunk * table_parts(config)):
+        found.insert(0, _array_gate("[vocabulary, width] in one piece", whole, 0))
+    return found
 
 
 def _array_gate(name: str, arrays: list[Buffer], limit_bytes: float) -> Gate:

@@ -13,6 +13,7 @@ from gemma_train.planning.gates import (
     all_reduce_gates,
     between_slices_gate,
     float32_gather_gate,
+    vocabulary_gates,
     weight_bytes,
 )
 from gemma_train.planning.memory import padded_gradient_bytes, state_bytes
@@ -90,6 +91,25 @@ def test_norms_gradients_that_are_summed_together_may_be_gathered():
     gathered = replace(SUM, kind="all-gather", axes=("seq",), full_bytes=4 * 24 * 4 * 80)
     assert float32_gather_gate(config, [gathered]).holds
     assert not float32_gather_gate(config, [replace(gathered, full_bytes=4 * 24 * 4 * 81)]).holds
+
+
+def test_as_many_tokens_as_the_table_has_rows_are_not_taken_for_it(pod_run):
+    """64 rows of 8,192 are 16,384 tokens to a chip, 8,192 in each of two microbatches.
+
+    A chunk of the loss is of four chips: 4,096.
+    """
+    name = "[vocabulary, width] in one piece"
+
+    def told(**changes) -> dict[str, bool]:
+        config = pod_run(**changes)
+        table = f"bf16[{config.model.vocabulary},{config.model.width}]{{1,0}}"
+        program = f"ENTRY %main (p: {table}) -> {table} {{\n  ROOT %p = {table} parameter(0)\n}}\n"
+        return {gate.name: gate.holds for gate in vocabulary_gates(config, program)}
+
+    assert told()[name] is False
+    assert told(model__vocabulary=8192)[name] is False
+    for vocabulary in (4096, 8192, 16_384):
+        assert name not in told(model__vocabulary=vocabulary, accumulation=2)
 
 
 @pytest.mark.parametrize(("name", "found"), [("gemma3_1b", 18.5e6), ("gemma3_4b", 86.0e6)])
