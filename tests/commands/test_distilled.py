@@ -126,5 +126,5 @@ def test_a_plan_counts_the_teacher(tmp_path, taught_config, capsys):
     assert command_line.run([*words, "--compute.dtype", "bfloat16"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("  teacher ") and "in the step" in line for line in lines)
-    assert any(line.split()[:1] == ["teacher"] and "KiB" in line for line in lines)
+    assert any(line.split()[:1] == ["teacher"] and "kB" in line for line in lines)
     assert any("of the teacher, forward" in line for line in lines)
