@@ -10,6 +10,7 @@ import dataclasses
 import errno
 import io
 import itertools
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -38,6 +39,7 @@ config, each of which train, teacher and plan take as a flag: --optimizer.peak-l
 
 def main() -> None:
     """The console script."""
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it raises what it logs with a traceback
     sys.exit(run(sys.argv[1:]))
 
 
@@ -56,12 +58,10 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
-    except OSError as error:
-        return _failed(_told(error))
     except Exception as error:
-        if "No space left on device" not in str(error):
+        if not (told := _told(error)):
             raise
-        return _failed(NO_SPACE)
+        return _failed(told)
 
 
 def _verb(name: str) -> Callable[[list[str]], int | None]:
@@ -221,11 +221,18 @@ def _both_from_flags(own: Any, config: Any, words: list[str], verb: str) -> tupl
 NO_SPACE = "no space left on the device: free some, or choose another place, and run it again"
 
 
-def _told(error: OSError) -> str:
-    if error.errno == errno.ENOSPC:
-        return f"{error.filename}: {NO_SPACE}" if error.filename else NO_SPACE
-    place = f"{error.filename}: " if error.filename else ""
-    return f"{place}{error.strerror or error}"
+BUCKET_LIBRARIES = ("gcsfs", "aiohttp", "google")
+
+
+def _told(error: Exception) -> str:
+    """In one line, what the system or a bucket refused; "" for an error of another kind."""
+    words = " ".join(str(error).split())
+    if type(error).__module__.partition(".")[0] in BUCKET_LIBRARIES:
+        return f"the bucket cannot be reached: {words}"
+    if not isinstance(error, OSError):
+        return NO_SPACE if "No space left on device" in words else ""
+    reason = NO_SPACE if error.errno == errno.ENOSPC else error.strerror or words
+    return f"{error.filename}: {reason}" if error.filename else reason
 
 
 def _failed(line: str) -> int:

@@ -1,5 +1,6 @@
 """Every mistake of a user: one line on standard error that says what would do, exit code 2."""
 
+import errno
 import shutil
 from pathlib import Path
 
@@ -82,6 +83,41 @@ def test_a_folder_in_a_bucket_asks_for_what_reaches_it(refused, config, monkeypa
     )
     told = refused("train", config, "--folder", "gs://bucket/run")
     assert "'gs://bucket/run' is in a bucket, and gcsfs is not installed: pip install -e" in told
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(errno.EACCES, "Permission denied", "/runs"), "/runs: Permission denied"),
+        (OSError(errno.ENOSPC, "No space left", "/runs"), "/runs: no space left on the device: "),
+        (ValueError("orbax: No space left on device"), "no space left on the device: free some"),
+        (OSError("Forbidden: gs://b/run\nno access"), "Forbidden: gs://b/run no access"),
+        (
+            type("HttpError", (Exception,), {"__module__": "gcsfs.retry"})("Invalid\nCredentials"),
+            "the bucket cannot be reached: Invalid Credentials",
+        ),
+        (
+            type("NoHost", (OSError,), {"__module__": "aiohttp.client"})("Cannot connect to host"),
+            "the bucket cannot be reached: Cannot connect to host",
+        ),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_a_system_or_a_bucket_refuses(refused, config, monkeypatch, error, told):
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr("gemma_train.config.load", fail)
+    assert refused("train", config).startswith(f"gemma-train: {told}")
+
+
+def test_any_other_failure_keeps_its_traceback(config, monkeypatch):
+    def fail(_):
+        raise ValueError("a flaw of the program")
+
+    monkeypatch.setattr("gemma_train.config.load", fail)
+    with pytest.raises(ValueError, match="a flaw of the program"):
+        command_line.run(["train", config])
 
 
 def test_a_sequence_longer_than_the_model(refused, config):
