@@ -203,8 +203,8 @@ def _from_flags(kind: type, words: list[str], verb: str, default: Any = None) ->
         if not end.code:
             raise
         lines = [line.strip("│╭╮╰╯─ ") for line in told.getvalue().splitlines()[1:]]
-        words = (line for line in lines if line.strip("-"))  # rules are of these without UTF-8
-        raise UserError(" ".join(words).split(" For full")[0]) from None
+        said = (line for line in lines if line.strip("-"))  # rules are of these without UTF-8
+        raise UserError(" ".join(said).split(" For full")[0]) from None
 
 
 def _both_from_flags(own: Any, config: Any, words: list[str], verb: str) -> tuple[Any, Any]:
