@@ -126,6 +126,4 @@ def test_a_large_teacher_is_read_with_a_word(summed, monkeypatch):
     said = []
     teachers_sha256(config, said.append)
     teachers_sha256(config, said.append)
-    assert said == [
-        f"reading 0 B of {config.loss.teacher.weights}, to tell it from other teachers"
-    ]
+    assert said == [f"reading 0 B of {config.loss.teacher.weights}, to tell it from other teachers"]
