@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from etils import epath
 
-from gemma_train.data.pipeline import DataConfig, TokenSource, batches
+from gemma_train.data.config import DataConfig, TokenSource
+from gemma_train.data.pipeline import batches
 from gemma_train.data.shards import SourceCounts, TokenWriter
 from gemma_train.tokenizer.tokenizer import Tokenizer
 from gemma_train.tokenizer.training import TokenizerConfig, train_tokenizer

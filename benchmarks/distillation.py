@@ -10,15 +10,16 @@ alone, against the two forms of soft targets (kernels/vocabulary/soft_target.py)
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
+from rich.console import Console
 
 from benchmarks.cpu_step import CONFIG, timed
 from gemma_train.axes import activation
@@ -27,8 +28,10 @@ from gemma_train.data.example import Batch
 from gemma_train.kernels.vocabulary.loss import LossTerms, Targets, vocabulary_loss
 from gemma_train.losses.distillation import Distillation, Stored
 from gemma_train.mesh import make_mesh, start_runtime
+from gemma_train.metrics.progress import Progress
+from gemma_train.metrics.waiting import waiting
 from gemma_train.placement import place
-from gemma_train.training.state import initial_state
+from gemma_train.training.state import TrainState, initial_state
 from gemma_train.training.step import make_step
 from gemma_train.zero3 import split
 
@@ -57,10 +60,10 @@ def random_batch(config: RunConfig, candidates: int) -> Batch:
     )
 
 
-def step_of(config: RunConfig, batch: Batch) -> Callable[[], jax.Array]:
+def step_of(config: RunConfig, batch: Batch, initial: TrainState) -> Callable[[], jax.Array]:
     """The trainer's own step; each call is one."""
     placed = place(batch, jax.sharding.get_mesh(), config.data.batch_rows)
-    state, step = [initial_state(config)], make_step(config)
+    state, step = [jax.tree.map(jnp.copy, initial)], make_step(config)
 
     def call() -> jax.Array:
         state[0], scalars = step(state[0], placed)
@@ -73,7 +76,11 @@ def steps(config: RunConfig, batch: Batch) -> Timers:
     """The step on the text's tokens, and the student's."""
     hard = replace(batch, candidates_btq=None, probabilities_btq=None)
     student = replace(config, loss=replace(DISTILLATION, chunk=config.loss.chunk))
-    return {"text": step_of(config, hard), "candidates": step_of(student, batch)}
+    initial = initial_state(config)
+    return {
+        "text": step_of(config, hard, initial),
+        "candidates": step_of(student, batch, initial),
+    }
 
 
 def losses(config: RunConfig, batch: Batch) -> Timers:
@@ -108,17 +115,22 @@ def losses(config: RunConfig, batch: Batch) -> Timers:
     }
 
 
-def told(title: str, timers: Timers, rounds: int) -> None:
-    """Time them by turns, and print each beside the first."""
+def told(title: str, make: Callable[[], Timers], rounds: int) -> None:
+    """Time what is made by turns, and print each beside the first; progress goes beside it."""
     print(f"\n{title}", flush=True)
+    console = Console(stderr=True)
+    with waiting("making its parameters", console):
+        timers = make()
     for name, call in timers.items():
-        print(f"compiling: {name}", file=sys.stderr, flush=True)
-        jax.block_until_ready(call())
+        with waiting(f"compiling {name}", console):
+            jax.block_until_ready(call())
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in timers}
-    for _ in range(rounds):
-        for name, call in timers.items():
-            began = time.process_time()
-            found[name].append((timed(call), time.process_time() - began))
+    with Progress(rounds, 0, console=console) as progress:  # no thread, which would be timed too
+        for number in range(rounds):
+            for name, call in timers.items():
+                began = time.process_time()
+                found[name].append((timed(call), time.process_time() - began))
+            progress.update(number + 1, {})
     print(
         f"{'':14}{'best s':>9}{'median s':>10}{'/ first: best':>15}{'median':>8}{'processor':>11}"
     )
@@ -141,13 +153,16 @@ def main() -> None:
     arguments = parser.parse_args()
     start_runtime(CONFIG.mesh)
     jax.set_mesh(make_mesh(CONFIG.mesh))
-    print(f"{arguments.candidates} candidates, {arguments.rounds} rounds, jax {jax.__version__}")
+    print(
+        f"{arguments.candidates} candidates, {arguments.rounds} rounds, jax {jax.__version__}",
+        flush=True,
+    )
     for name in arguments.shape or SHAPES:
         config = SHAPES[name]
         batch = random_batch(config, arguments.candidates)
         shape = f"{name}: {config.step_tokens:,} tokens, vocabulary {config.model.vocabulary:,}"
-        told(f"step of {shape}", steps(config, batch), arguments.rounds)
-        told(f"loss of {shape}", losses(config, batch), arguments.rounds)
+        told(f"step of {shape}", partial(steps, config, batch), arguments.rounds)
+        told(f"loss of {shape}", partial(losses, config, batch), arguments.rounds)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ CHANGES: tuple[Fields, ...] = (
     {"data.batch_rows": 256, "compute.remat": "none"},
     {"mesh.data": 4, "mesh.seq": 4},
 )
-GIB = 2**30
+GB = 10**9
 
 
 def main() -> None:
@@ -47,7 +47,7 @@ def main() -> None:
         found = compile_for(config, Slices.named(config.mesh.topology, config.mesh.slices))
         peak = found.needed_bytes if isinstance(found, TooLarge) else found.peak_bytes
         name = as_flags(change) or "as it is"
-        print(f"{name:48} {counted / GIB:8.2f} {peak / GIB:9.2f} {counted / peak:6.2f}", flush=True)
+        print(f"{name:48} {counted / GB:8.2f} {peak / GB:9.2f} {counted / peak:6.2f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import sys
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 
@@ -24,6 +24,7 @@ from benchmarks.pages import replaced
 from benchmarks.pod_cases import CASES, TABLE_2, config_of
 from benchmarks.pod_tables import GB
 from gemma_train.config import RunConfig
+from gemma_train.errors import UserError
 from gemma_train.metrics.wording import duration
 from gemma_train.model.flops import parameter_count
 from gemma_train.planning.compiled import Compiled, TooLarge
@@ -215,8 +216,16 @@ def main() -> int:
     return 1 if failures else 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says a mistake in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"pod_compile: {message}\n")
+
+
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Our step compiled for TPU pods.")
+    """What is asked for; all that can be wrong with it is told before anything is compiled."""
+    parser = _Parser(description="Our step compiled for TPU pods.")
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}; or all")
     parser.add_argument("--lean", action="store_true", help="find the remat policy for speed")
     parser.add_argument("--table-2", action="store_true", help="the four meshes of the report")
@@ -227,6 +236,15 @@ def _arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if unknown := sorted(set(arguments.cases) - set(CASES)):
         parser.error(f"case {', '.join(unknown)}: choose from {', '.join(CASES)}")
+    if arguments.write and not arguments.write.is_file():
+        parser.error(f"write is {str(arguments.write)!r}: name a page that is there")
+    if arguments.keep and not arguments.keep.parent.is_dir():
+        parser.error(f"keep is {str(arguments.keep)!r}: name a file in a folder that is there")
+    try:
+        for name in CASES:
+            config_of(name, arguments.layers)
+    except UserError as error:
+        parser.error(str(error))
     return arguments
 
 

@@ -11,7 +11,7 @@ from benchmarks.pod_cases import (
     REDUCE_SCATTER_LIMIT,
     Figures,
 )
-from gemma_train.metrics.wording import count, duration, moment, transfer
+from gemma_train.metrics.wording import byte_count, count, duration, moment
 
 GB = 1e9
 Result = dict[str, Any]
@@ -95,7 +95,7 @@ def _lean(result: Result) -> tuple[str, ...]:
         _gb(step["peak_bytes"] / GB),
         f"{step['peak_bytes'] / step['hbm_bytes']:.0%}",
         f"{step['recomputed']:.1%}",
-        transfer(step["offloaded_bytes"]) if step["offloaded"] else "",
+        byte_count(step["offloaded_bytes"]) if step["offloaded"] else "",
         moment(step["step_seconds"]),
         str(result["tried"]) + failed,
     )
@@ -139,7 +139,7 @@ def collectives(results: Iterable[Result]) -> str:
         for total in result["step"]["collectives"]:
             if total["step_bytes"] >= 1e6:
                 names = ("kind", "network", "place")
-                sizes = (transfer(total[name]) for name in ("step_bytes", "step_wire_bytes"))
+                sizes = (byte_count(total[name]) for name in ("step_bytes", "step_wire_bytes"))
                 words = (total[name] for name in names)
                 rows.append((result["name"], *words, count(total["executions"]), *sizes))
     return markdown(head, rows) + _origin(results)

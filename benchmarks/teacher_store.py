@@ -22,7 +22,7 @@ from gemma_train.config import RunConfig, read_record
 from gemma_train.conversion.load import open_weights
 from gemma_train.data.example import Row, padding
 from gemma_train.data.pipeline import batches
-from gemma_train.data.teacher_store.codec import Codec, Targets, codec
+from gemma_train.data.teacher_store.codec import Codec, RowTargets, codec
 from gemma_train.data.teacher_store.reading import TeacherStore
 from gemma_train.kernels.vocabulary.candidates import draw_from_logits
 from gemma_train.losses.distillation import Distillation, Stored
@@ -63,7 +63,7 @@ def made_up(sampler: Sampler) -> Row:
     return row
 
 
-def divergence(row: Row, kept: Targets) -> float:
+def divergence(row: Row, kept: RowTargets) -> float:
     """Nats a token of the kept weights from the row's, also where they do not sum to 1."""
     assert row.candidates is not None and row.probabilities is not None
     found = []

@@ -14,14 +14,14 @@ from etils import epath
 
 from gemma_train import storage
 from gemma_train.checked import check_fields
-from gemma_train.data.pipeline import DataConfig, TokenSource
+from gemma_train.data.config import DataConfig, TokenSource
 from gemma_train.definition import load_definition
 from gemma_train.errors import UserError, require
 from gemma_train.evaluation.held_out import EvaluationConfig
 from gemma_train.losses.distillation import Distillation, Online, Stored
 from gemma_train.losses.next_token import NextToken
 from gemma_train.mesh import MeshConfig
-from gemma_train.model.config import ComputeConfig, GemmaConfig
+from gemma_train.model.config import ComputeConfig, GemmaConfig, VisionConfig
 from gemma_train.model.sizes import GEMMA3_1B
 from gemma_train.optimizer import OptimizerConfig
 from gemma_train.run_files import RECORD
@@ -54,6 +54,10 @@ class RunConfig:
         for name in ("steps", "accumulation", "checkpoint_every_steps", "checkpoints_kept"):
             value = getattr(self, name)
             require(value >= 1, f"{name} is {value}: it must be at least 1")
+        require(
+            self.model.vision is None,
+            "model.vision is set, but no batch brings images yet: leave it None (text alone)",
+        )
         length, context = self.data.sequence_length, self.model.context
         require(
             length <= context,
@@ -143,6 +147,7 @@ _CONFIGS = {
     for config in (
         RunConfig,
         GemmaConfig,
+        VisionConfig,
         DataConfig,
         TokenSource,
         NextToken,
@@ -180,6 +185,7 @@ __all__ = [
     "Stored",
     "TokenSource",
     "TopK",
+    "VisionConfig",
     "differences",
     "load",
     "read_model_record",

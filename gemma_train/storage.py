@@ -3,6 +3,7 @@
 import contextlib
 import glob
 import hashlib
+import importlib.util
 import os
 import re
 import secrets
@@ -14,11 +15,25 @@ from etils import epath
 
 from gemma_train.errors import UserError, require
 
+_SCHEME = re.compile(r"\w+:/")
+_REACH_BUCKETS = ("gcsfs", "tensorflow")  # either is enough for epath
 _ABANDONED_SECONDS = 3600
 
 
 def path(name: str) -> epath.Path:
-    """The path of a local file or folder, or of an object such as `gs://bucket/name`."""
+    """The path of a local file or folder, or of an object such as `gs://bucket/name`.
+
+    Raises `UserError` for other places, and for a bucket where nothing is installed to reach it.
+    """
+    if _SCHEME.match(name):
+        require(
+            name.startswith("gs://"),
+            f"{name!r} is neither local nor in a bucket: give a local path, or gs://BUCKET/NAME",
+        )
+        require(
+            any(map(importlib.util.find_spec, _REACH_BUCKETS)),
+            f"{name!r} is in a bucket, and gcsfs is not installed: pip install -e '.[gcs]'",
+        )
     return epath.Path(name).expanduser()
 
 
@@ -40,9 +55,9 @@ def matching(pattern: str) -> list[epath.Path]:
         return [epath.Path(name) for name in sorted(filter(os.path.isfile, names))]
     wild = re.search(r"/[^/]*[*?\[]", pattern)
     if wild is None:
-        return [file for file in [epath.Path(pattern)] if file.exists()]
+        return [file for file in [path(pattern)] if file.exists()]
     require("**" not in pattern, f"pattern {pattern!r}: name the folders, ** is for local files")
-    return sorted(epath.Path(pattern[: wild.start()]).glob(pattern[wild.start() + 1 :]))
+    return sorted(path(pattern[: wild.start()]).glob(pattern[wild.start() + 1 :]))
 
 
 def write_whole(target: epath.Path, content: str | bytes) -> None:

@@ -95,17 +95,17 @@ def gather(weight: jax.Array, dtype: jax.typing.DTypeLike, *, keep: int | None =
     for axis in reversed(_dealt(mesh.shape)):
         for number, axes in enumerate(dimensions):
             if axis in axes and number != keep:
-                weight = _hop(weight, axis, number, flat=keep is None)
+                weight = _hop(weight, axis, number)
     return weight
 
 
-def _hop(weight: jax.Array, axis: str, number: int, *, flat: bool) -> jax.Array:
+def _hop(weight: jax.Array, axis: str, number: int) -> jax.Array:
     """Make a dimension whole over the innermost axis that splits it.
 
     The devices of the axis are made a dimension of their own, in front of the others: on TPU the
     transpose of that is a reduce-scatter. A dimension among the two that are tiled is scattered
     only where its part is a multiple of 256: else XLA sums all of it, and throws most away. For the
-    same reason what lies behind it is made `flat` where another dimension stays split: XLA would
+    same reason what lies behind it is made flat where another dimension stays split: XLA would
     put the devices back among the tiled two, next to the one that they come from.
     """
     mesh, dimensions = jax.sharding.get_abstract_mesh(), axes_of(weight)
@@ -123,7 +123,7 @@ def _hop(weight: jax.Array, axis: str, number: int, *, flat: bool) -> jax.Array:
     )
     place = number + len(before)
     beside = [n for n, axes in enumerate(axes_of(apart)) if axes and n != place]
-    flat = flat and len(beside) == 1 and not outer and _part_size(apart) % LANES == 0
+    flat = len(beside) == 1 and not outer and _part_size(apart) % LANES == 0
     moved = [place, *beside] if flat else [place]
     in_front = jnp.moveaxis(apart, moved, range(len(moved)))
     rows = _in_lanes(in_front) if flat else _rows_joined(in_front)

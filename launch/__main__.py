@@ -25,6 +25,7 @@ VERBS = {
     "delete": "give the machines back; what is in the run's folder stays",
     "babysit": "all of it, again and again, until the run is done",
 }
+COPYING = ("create", "setup", "babysit")  # verbs that copy the source, or rent machines for it
 OPTIONS = ("project", "zone", "folder")
 
 
@@ -66,7 +67,10 @@ def _run(arguments: list[str]) -> int:
     found = load_definition(given.file, "launch", Launch)
     launch = found.filled(**{name: getattr(given, name) for name in OPTIONS}).checked()
     shell = Shell(dry_run=given.dry_run)
-    return act(given.verb, launch, fleet_of(launch, shell), shell)
+    fleet = fleet_of(launch, shell)
+    if given.verb in COPYING:
+        fleet.check_source()
+    return act(given.verb, launch, fleet, shell)
 
 
 def fleet_of(launch: Launch, shell: Shell) -> Fleet:

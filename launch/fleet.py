@@ -53,6 +53,10 @@ class Fleet(ABC):
     shell: Shell
 
     @abstractmethod
+    def check_source(self) -> None:
+        """Raise `UserError` where what setup is to copy is not there."""
+
+    @abstractmethod
     def create(self) -> None: ...
     @abstractmethod
     def setup(self) -> None: ...

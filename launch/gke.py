@@ -42,6 +42,9 @@ class GkeFleet(Fleet):
     def _cluster(self) -> str:
         return f"--cluster={self.provider.cluster}"
 
+    def check_source(self) -> None:
+        """The image holds it."""
+
     def create(self) -> None:
         rented = self.launch.rented
         flags = (

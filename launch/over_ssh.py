@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gemma_train.errors import require
-from launch.commands import Answer, Command
+from launch.commands import Answer, Command, Shell
 from launch.fleet import Fleet, Process
 from launch.providers import ManagedInstanceGroup, TpuVm
 
@@ -37,6 +37,17 @@ class OverSsh(Fleet):
     @abstractmethod
     def on_first(self, line: str) -> Command:
         """The command that runs a line of shell on the first host."""
+
+    def check_source(self) -> None:
+        """Ask git for the revision, and for the config in it: in a dry run too, it only reads."""
+        revision, config = self.launch.revision, self.launch.config
+        answer = Shell().read(Command(words=("git", "cat-file", "-e", f"{revision}:{config}")))
+        reason = answer.reason.removeprefix("fatal: ").removesuffix(".")
+        require(
+            answer.code == 0,
+            f"revision is {revision!r}: git says {reason}: launch from a checkout, with a "
+            f"revision that holds {config}",
+        )
 
     def setup(self) -> None:
         """The revision's source and the environment to all machines, and there a venv."""

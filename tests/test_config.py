@@ -1,7 +1,9 @@
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
+from etils import epath
 
 from gemma_train import config as configs
 from gemma_train.config import (
@@ -9,9 +11,11 @@ from gemma_train.config import (
     Distillation,
     Online,
     OptimizerConfig,
+    RunConfig,
     TopK,
     differences,
     load,
+    read_model_record,
     read_record,
     record,
 )
@@ -115,3 +119,21 @@ def test_a_source_that_is_not_taught_asks_for_a_store_and_a_loss_of_the_text():
         with pytest.raises(UserError, match="has taught=False and would learn nothing"):
             replace(config, data=data, loss=replace(config.loss, **change))
         replace(config, data=data, loss=replace(config.loss, **change, hard_label_weight=0.1))
+
+
+def config_classes(kind: object) -> set[type]:
+    """Every dataclass that the fields of one lead to."""
+    if isinstance(kind, type) and is_dataclass(kind):
+        inner = [config_classes(hint) for hint in get_type_hints(kind).values()]
+        return {kind}.union(*inner)
+    return set().union(*map(config_classes, get_args(kind)))
+
+
+def test_a_record_knows_every_class_of_a_config(tmp_path):
+    names = {kind.__name__ for kind in config_classes(RunConfig)}
+    assert {"VisionConfig", "Priority", "TokenSource"} < names
+    assert names <= set(configs.__all__)
+    seeing = replace(sizes.GEMMA3_4B, vision=sizes.SO400M)
+    file = epath.Path(tmp_path / "model.py")
+    file.write_text(record(seeing))
+    assert read_model_record(file) == seeing

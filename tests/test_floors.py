@@ -29,6 +29,7 @@ FLOORS = (
     ("__main__",),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+README = (PACKAGE.parent / "README.md").read_text()
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -71,6 +72,16 @@ def test_every_room_has_exactly_one_floor():
     rooms = [room for floor in FLOORS for room in floor]
     assert len(rooms) == len(set(rooms))
     assert {room_of(file) for file in MODULES} - {"__init__"} == set(rooms)
+
+
+def test_the_readme_shows_these_floors_and_says_what_each_room_is_for():
+    shown = re.search(r"floors below its own:\n\n((?:    .+\n)+)", README)
+    assert shown is not None
+    floors = [tuple(line.strip().split(" | ")) for line in shown[1].splitlines()]
+    assert floors[::-1] == [floor for floor in FLOORS if floor != ("__main__",)]
+    house = README.partition("    gemma_train/\n")[2].partition("    configs/")[0]
+    rooms = re.findall(r"\b(\w+)(?:/|\.py)(?= )", house)
+    assert sorted(rooms) == sorted(room for room in FLOOR if room != "__main__")
 
 
 @pytest.mark.parametrize("file", MODULES, ids=lambda file: str(file.relative_to(PACKAGE)))

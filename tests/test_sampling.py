@@ -18,7 +18,7 @@ from gemma_train.axes import activation
 from gemma_train.commands import sample as command
 from gemma_train.commands.sample import SampleArguments, continued
 from gemma_train.config import RunConfig, record
-from gemma_train.data.pipeline import DataConfig, TokenSource
+from gemma_train.data.config import DataConfig, TokenSource
 from gemma_train.errors import UserError
 from gemma_train.model import ComputeConfig, Gemma, GemmaConfig
 from gemma_train.sampling import SamplingConfig, sample, stream

@@ -8,6 +8,7 @@ import pytest
 from etils import epath
 
 from gemma_train import storage
+from gemma_train.errors import UserError
 
 
 def test_many_writers_of_one_file_leave_one_of_their_contents_whole(tmp_path):
@@ -41,6 +42,31 @@ def test_a_write_that_fails_leaves_the_old_content_and_nothing_else(tmp_path, mo
         storage.write_whole(target, "new")
     assert target.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]
+
+
+@pytest.fixture
+def without_gcsfs(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+
+
+@pytest.mark.parametrize("reach", [storage.path, storage.matching])
+def test_a_bucket_that_nothing_reaches_is_told_with_what_would(reach, without_gcsfs):
+    with pytest.raises(UserError) as refused:
+        reach("gs://bucket/run")
+    assert str(refused.value) == (
+        "'gs://bucket/run' is in a bucket, and gcsfs is not installed: pip install -e '.[gcs]'"
+    )
+
+
+@pytest.mark.parametrize("name", ["gs:/bucket/run", "s3://bucket/run", "https://host/run"])
+def test_what_only_looks_like_a_bucket_is_no_local_folder(name):
+    with pytest.raises(UserError, match="is neither local nor in a bucket: give a local path"):
+        storage.path(name)
+
+
+def test_a_colon_alone_is_a_name(without_gcsfs):
+    assert str(storage.path("runs/a:b")) == "runs/a:b"
+    assert str(storage.path("a:b")) == "a:b"
 
 
 def test_parts_that_killed_writers_left_are_removed_once_they_are_old(tmp_path):

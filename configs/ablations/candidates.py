@@ -3,10 +3,11 @@
 The laptop's teachers come from configs/ablations/teachers.py.
 """
 
+from gemma_train.config import load
 from gemma_train.samplers import Priority, TopK
 from gemma_train.stages.distil import distilled
 from gemma_train.sweeps import AtEnd, Sweep, chain, choices, product, runs_of, seeds, variant
-from gemma_train.sweeps.scales import LAPTOP, POD, Scale, for_steps
+from gemma_train.sweeps.scales import POD, Scale, for_steps, laptop
 
 SIZES = (4, 16, 64, 256)
 
@@ -30,5 +31,5 @@ def compared(scale: Scale, steps: int) -> Sweep:
     )
 
 
-sweep = compared(LAPTOP, 150)
+sweep = compared(laptop(load("configs/quickstart.py")), 150)
 pod = compared(POD, 4000)

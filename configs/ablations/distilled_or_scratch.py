@@ -3,9 +3,10 @@
 The laptop's teachers come from configs/ablations/teachers.py.
 """
 
+from gemma_train.config import load
 from gemma_train.stages.distil import distilled
 from gemma_train.sweeps import OverTokens, Sweep, chain, product, runs_of, seeds, variant
-from gemma_train.sweeps.scales import LAPTOP, POD, Scale
+from gemma_train.sweeps.scales import POD, Scale, laptop
 
 
 def compared(scale: Scale) -> Sweep:
@@ -21,5 +22,5 @@ def compared(scale: Scale) -> Sweep:
     )
 
 
-sweep = compared(LAPTOP)
+sweep = compared(laptop(load("configs/quickstart.py")))
 pod = compared(POD)

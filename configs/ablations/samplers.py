@@ -4,10 +4,11 @@ The candidates of each are those that take the same bytes a token in a store, by
 benchmarks/sampler_error.py. The laptop's teachers come from configs/ablations/teachers.py.
 """
 
+from gemma_train.config import load
 from gemma_train.samplers import Counts, Gumbel, Multinomial, Priority, TopK
 from gemma_train.stages.distil import distilled
 from gemma_train.sweeps import AtEnd, Sweep, chain, product, runs_of, seeds, variant
-from gemma_train.sweeps.scales import LAPTOP, POD, Scale, for_steps
+from gemma_train.sweeps.scales import POD, Scale, for_steps, laptop
 
 Kept = TopK | Gumbel | Multinomial | Counts | Priority
 # 32 B a token of the laptop's large teacher, vocabulary 4,096: measured on its held-out rows.
@@ -47,5 +48,5 @@ def compared(scale: Scale, steps: int, kept: tuple[Kept, ...]) -> Sweep:
     )
 
 
-sweep = compared(LAPTOP, 100, LAPTOP_KEPT)
+sweep = compared(laptop(load("configs/quickstart.py")), 100, LAPTOP_KEPT)
 pod = compared(POD, 4000, POD_KEPT)

@@ -4,9 +4,10 @@ The first is Gemma's loss. Renormalised over the candidates, as some peers do, n
 ever pushed down. The laptop's teachers come from configs/ablations/teachers.py.
 """
 
+from gemma_train.config import load
 from gemma_train.stages.distil import distilled
 from gemma_train.sweeps import AtEnd, Sweep, choices, product, runs_of, seeds
-from gemma_train.sweeps.scales import LAPTOP, POD, Scale, for_steps
+from gemma_train.sweeps.scales import POD, Scale, for_steps, laptop
 
 
 def compared(scale: Scale, steps: int) -> Sweep:
@@ -20,5 +21,5 @@ def compared(scale: Scale, steps: int) -> Sweep:
     )
 
 
-sweep = compared(LAPTOP, 150)
+sweep = compared(laptop(load("configs/quickstart.py")), 150)
 pod = compared(POD, 4000)

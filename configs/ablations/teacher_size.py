@@ -4,9 +4,10 @@ Gemma 3's report (arXiv 2503.19786, figure 8) finds the small one better for sho
 large one for long runs. The laptop's teachers come from configs/ablations/teachers.py.
 """
 
+from gemma_train.config import load
 from gemma_train.stages.distil import distilled
 from gemma_train.sweeps import AtEnd, Sweep, chain, product, runs_of, seeds, variant
-from gemma_train.sweeps.scales import LAPTOP, POD, Scale, for_steps
+from gemma_train.sweeps.scales import POD, Scale, for_steps, laptop
 
 
 def compared(scale: Scale, horizons: tuple[int, ...]) -> Sweep:
@@ -24,5 +25,5 @@ def compared(scale: Scale, horizons: tuple[int, ...]) -> Sweep:
     )
 
 
-sweep = compared(LAPTOP, (40, 80, 160))
+sweep = compared(laptop(load("configs/quickstart.py")), (40, 80, 160))
 pod = compared(POD, (1000, 4000, 16_000, 64_000))

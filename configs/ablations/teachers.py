@@ -3,14 +3,15 @@
 `gemma-train prepare data_recipes/quickstart.py` makes the data. The pod's are published weights.
 """
 
+from gemma_train.config import load
 from gemma_train.sweeps import OverTokens, Run, Sweep
-from gemma_train.sweeps.scales import LAPTOP_TEACHERS, TEACHERS
+from gemma_train.sweeps.scales import TEACHERS, laptop_teachers
 
 sweep = Sweep(
     folder=TEACHERS,
     runs=tuple(
         Run(name=f"teacher={name}", config=run, labels={"teacher": name})
-        for name, run in LAPTOP_TEACHERS.items()
+        for name, run in laptop_teachers(load("configs/quickstart.py")).items()
     ),
     plots=(OverTokens(after_tokens=50_000),),
 )

@@ -1,7 +1,8 @@
 """`gemma-train VERB ...`: finds the verb, builds its arguments with tyro, and ends with one line.
 
 Each verb's module is imported only when it is called for. Exit codes: 0 done, 1 a run of a sweep
-failed, 2 the user's mistake (one line on standard error, no traceback), 130 stopped at once.
+or a gate of a plan failed, 2 the user's mistake (one line on standard error, no traceback), 130
+stopped at once.
 """
 
 import contextlib
@@ -143,7 +144,7 @@ def _switched(word: str) -> tuple[str, ...]:
     return (word, "True") if word in ("--dry-run", "--verify") else (word,)
 
 
-def _plan(words: list[str]) -> None:
+def _plan(words: list[str]) -> int | None:
     """`plan CONFIG [--topology NAME] [--field value ...]`: its own flags beside the config's."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax wakes: the TPU is only compiled for
     from gemma_train import config
@@ -154,7 +155,7 @@ def _plan(words: list[str]) -> None:
     if words and not words[0].startswith("-"):
         default = config.load(words[0])
         arguments, run = _both_from_flags(own, default, words[1:], f"plan {words[0]}")
-        plan.run(run, arguments, words[0])
+        return plan.run(run, arguments, words[0])
     elif "--help" in words or "-h" in words:
         _both_from_flags(own, config.EXAMPLE, ["--help"], "plan CONFIG")
     else:

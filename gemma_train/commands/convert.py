@@ -5,7 +5,7 @@ from typing import Literal
 
 from gemma_train import storage
 from gemma_train.config import load
-from gemma_train.conversion.convert import Target, convert_weights
+from gemma_train.conversion.convert import OutputFormat, convert_weights
 from gemma_train.conversion.load import open_weights
 from gemma_train.conversion.tensors import DTYPES
 from gemma_train.mesh import MeshConfig, start_runtime
@@ -17,7 +17,7 @@ class ConvertArguments:
 
     source: str  # a Hugging Face folder, a gemma Orbax folder or a run
     target: str  # the folder, or GGUF file, to make
-    format: Target  # hf: Hugging Face; gemma: FLAT Orbax; gguf: llama.cpp; run: to train from
+    format: OutputFormat  # hf: Hugging Face; gemma: FLAT Orbax; gguf: llama.cpp; run: to train from
     dtype: Literal["float32", "bfloat16", "float16"] | None = None  # of the target; the source's
     tokenizer: str | None = None  # SentencePiece model; by default the one beside the source
     config: str | None = None  # a run's config whose model the source holds, if it does not say

@@ -7,7 +7,7 @@ import jax
 
 from gemma_train.config import read_record
 from gemma_train.conversion.load import load, open_weights
-from gemma_train.data.pipeline import unigram_entropy
+from gemma_train.data.unigram import unigram_entropy
 from gemma_train.errors import require
 from gemma_train.evaluation.held_out import make_held_out_loss
 from gemma_train.mesh import MeshConfig, is_leader, make_mesh, start_runtime

@@ -1,6 +1,8 @@
 """`gemma-train plan CONFIG`: what a run would need of a TPU pod, and cost, before it is rented."""
 
+import itertools
 import json
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -41,11 +43,12 @@ class PlanArguments:
     cost: CostConfig = CostConfig()  # what energy, carbon and money are reckoned with
 
 
-def run(config: RunConfig, arguments: PlanArguments, source: str) -> None:
+def run(config: RunConfig, arguments: PlanArguments, source: str) -> int:
     """Print the plan of the config read from `source`, and write it where asked.
 
-    Raises `UserError` for slices that there are not, a mesh that does not multiply to their chips
-    and, after the plan is told, for a step that the compiler found too large.
+    The exit code: 1 where the compiled step fails a gate. Raises `UserError` for slices that there
+    are not, a mesh that does not multiply to their chips and, after the plan is told, for a step
+    that the compiler found too large.
     """
     require(
         arguments.compile or arguments.lean_remat == "no",
@@ -76,6 +79,10 @@ def run(config: RunConfig, arguments: PlanArguments, source: str) -> None:
     _write(arguments.json, lambda: json.dumps(as_data(plan), indent=2) + "\n")
     _write(arguments.html, lambda: page.page(plan))
     require(plan.memory.fits or compiled is None, text.refusal(plan))
+    if failed := text.failed_gates(plan):
+        print(f"gemma-train: {failed}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _print(console: Console, lines: Iterable[str]) -> None:
@@ -98,16 +105,18 @@ def _compiled(
     None, and how to get a compiler, where there is none.
     """
 
-    def compiled(candidate: RunConfig) -> Compiled | TooLarge:
-        kept = " ".join(candidate.compute.kept) if candidate.compute.remat == "save_named" else ""
-        what = f"compiling the step for {slices.chips:,} {slices.chip.generation}"
-        with waiting(f"{what}, keeping {kept}" if kept else what, console):
+    what = f"compiling the step for {slices.chips:,} {slices.chip.generation}"
+    numbers = itertools.count(1)
+
+    def tried(candidate: RunConfig) -> Compiled | TooLarge:
+        with waiting(f"{what}, {text.trial(next(numbers), candidate.compute)}", console):
             return compile_for(candidate, slices)
 
     try:
         if lean_remat == "no":
-            return config, compiled(config)
-        found = find_lean_remat(config, slices, compiled, offload=lean_remat == "host")
+            with waiting(what, console):
+                return config, compile_for(config, slices)
+        found = find_lean_remat(config, slices, tried, offload=lean_remat == "host")
     except NoCompiler as error:
         console.print(
             f"\nno TPU compiler here ({str(error).split(';')[0]}), so what follows is counted, "

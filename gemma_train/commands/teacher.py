@@ -13,7 +13,7 @@ from gemma_train.data.teacher_store.reading import check_folder
 from gemma_train.data.teacher_store.shards import Description, verify
 from gemma_train.errors import UserError, require
 from gemma_train.mesh import is_leader, make_mesh, start_runtime
-from gemma_train.metrics.wording import count, transfer
+from gemma_train.metrics.wording import byte_count, count
 from gemma_train.teachers.online import open_teacher
 from gemma_train.teachers.stored import store_codec, stored, with_teacher_online
 from gemma_train.teachers.writing import check_disk, plan_store, share_of, write_share
@@ -103,6 +103,6 @@ def _conclude(plan: Plan, arguments: TeacherArguments, say: Callable[[str], None
 def _told(there: Description) -> str:
     tokens, size = there.total("tokens"), there.total("bytes")
     return (
-        f"{there.total('rows'):,} rows, {count(tokens)} tokens, {transfer(size)}, "
+        f"{there.total('rows'):,} rows, {count(tokens)} tokens, {byte_count(size)}, "
         f"{size / max(tokens, 1):.0f} B a token"
     )

@@ -5,7 +5,7 @@ import time
 import jax
 
 from gemma_train.config import RunConfig
-from gemma_train.data.pipeline import unigram_entropy
+from gemma_train.data.unigram import unigram_entropy
 from gemma_train.mesh import is_leader, start_runtime
 from gemma_train.model.flops import parameter_count
 from gemma_train.training.claim import finished, write_summary

@@ -10,10 +10,10 @@ from gemma_train.conversion.tensors import Weights
 from gemma_train.errors import require
 from gemma_train.metrics.byte_progress import progress
 
-Target = Literal["hf", "gemma", "gguf", "run"]
+OutputFormat = Literal["hf", "gemma", "gguf", "run"]
 
 
-def convert_weights(weights: Weights, target: str, format: Target) -> None:
+def convert_weights(weights: Weights, target: str, format: OutputFormat) -> None:
     """Write weights as a Hugging Face folder, a FLAT gemma folder, a GGUF file or a run.
 
     The target appears when it is whole. Raises `UserError` where it exists, where its disk has no

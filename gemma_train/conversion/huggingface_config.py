@@ -1,12 +1,14 @@
 """config.json of Hugging Face's Gemma folders <-> GemmaConfig.
 
-Reads the keys of transformers 4 (`rope_theta`, `rope_scaling`, `sliding_window_pattern`) and of 5
-(`rope_parameters`, `layer_types`); keys that sparse Hub configs leave out take the defaults of the
-classes in transformers, models/gemma{,2,3}/configuration_*.py. Writes keys that both versions read.
+Reads the keys of transformers 4 (`sliding_window_pattern`) and of 5 (`layer_types`); keys that
+sparse Hub configs leave out take the defaults of the classes in transformers,
+models/gemma{,2,3}/configuration_*.py. Writes keys that both versions read.
 """
 
+from dataclasses import asdict
 from typing import Any
 
+from gemma_train.conversion.huggingface_rope import read_rope, write_rope
 from gemma_train.conversion.names import PADDED_ROWS
 from gemma_train.errors import UserError, require
 from gemma_train.model.config import GemmaConfig, Kind
@@ -53,8 +55,6 @@ _ARCHITECTURES = {
     "gemma3_text": "Gemma3ForCausalLM",
 }
 _MOST_LAYERS = 10_000
-_LOCAL_BASE, _GEMMA3_GLOBAL_BASE = 10_000.0, 1_000_000.0
-_MEANT = "meant_rope_theta"  # local, global: in our folders, where they are not the published
 
 
 def read_config(
@@ -81,7 +81,7 @@ def read_config(
     _check_numbers(kind, keys, file)
     try:
         kinds = _kinds(kind, keys, file)
-        local_base, global_base, factor = _rope(kind, keys, file, expected)
+        rope = read_rope(kind, keys, file, expected)
         head, scale = int(keys["head_dim"]), float(keys.get("query_pre_attn_scalar", 0))
         return GemmaConfig(
             vocabulary=_without_padding(int(keys["vocab_size"])),
@@ -99,9 +99,7 @@ def read_config(
             post_norms=kind != "gemma",
             attention_soft_cap=keys["attn_logit_softcapping"],
             final_soft_cap=keys["final_logit_softcapping"],
-            local_rope_base=local_base,
-            global_rope_base=global_base,
-            global_rope_factor=factor,
+            **asdict(rope),
         )
     except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise UserError(f"{file} is not the config of a Gemma: {error}") from None
@@ -127,7 +125,6 @@ def write_config(config: GemmaConfig, dtype: str, *, rows: int) -> dict[str, Any
         "head_dim": config.head_dimension,
         "max_position_embeddings": config.context,
         "rms_norm_eps": 1e-6,
-        "rope_theta": config.global_rope_base,
         "hidden_activation": "gelu_pytorch_tanh",
         "attention_bias": False,
         "attention_dropout": 0.0,
@@ -139,7 +136,7 @@ def write_config(config: GemmaConfig, dtype: str, *, rows: int) -> dict[str, Any
     }
     if kind == "gemma":
         keys["hidden_act"] = "gelu_pytorch_tanh"
-        return keys | _meant_bases(config, kind)
+        return keys | write_rope(kind, config)
     scale = config.query_scale or config.head_dimension
     names = {ours: theirs for theirs, ours in _KINDS.items()}
     keys |= {
@@ -150,19 +147,8 @@ def write_config(config: GemmaConfig, dtype: str, *, rows: int) -> dict[str, Any
         "final_logit_softcapping": config.final_soft_cap,
     }
     if kind == "gemma3_text":
-        factor = config.global_rope_factor
-        keys["rope_local_base_freq"] = config.local_rope_base
-        keys["rope_scaling"] = {"rope_type": "linear", "factor": factor} if factor != 1 else None
         keys["sliding_window_pattern"] = len(config.pattern)
-    return keys | _meant_bases(config, kind)
-
-
-def _meant_bases(config: GemmaConfig, kind: str) -> dict[str, Any]:
-    """A key of ours that says of unpublished bases that they are no mistake."""
-    one_base = (config.global_rope_base,) * 2
-    bases = (config.local_rope_base, config.global_rope_base) if kind == "gemma3_text" else one_base
-    published = (_LOCAL_BASE, _GEMMA3_GLOBAL_BASE if kind == "gemma3_text" else _LOCAL_BASE)
-    return {} if bases == published else {_MEANT: bases}
+    return keys | write_rope(kind, config)
 
 
 def _text_part(json: dict[str, Any], file: str) -> tuple[str, dict[str, Any]]:
@@ -248,48 +234,6 @@ def _pattern(kinds: tuple[Kind, ...]) -> tuple[Kind, ...]:
         if all(kind == kinds[i % length] for i, kind in enumerate(kinds)):
             return kinds[:length]
     return kinds
-
-
-def _rope(
-    kind: str, keys: dict[str, Any], file: str, expected: GemmaConfig | None
-) -> tuple[float, float, float]:
-    """(local base, global base, global factor)."""
-    parameters = keys.get("rope_parameters") or {}
-    everywhere = {**(keys.get("rope_scaling") or {}), **parameters}
-    local: dict[str, Any] = {}
-    if kind == "gemma3_text":
-        everywhere = {**everywhere, **parameters.get("full_attention", {})}
-        local = {"rope_theta": keys.get("rope_local_base_freq", _LOCAL_BASE)}
-        local |= parameters.get("sliding_attention", {})
-    published = _GEMMA3_GLOBAL_BASE if kind == "gemma3_text" else _LOCAL_BASE
-    base = float(everywhere.get("rope_theta", keys.get("rope_theta", published)))
-    local_base = float(local.get("rope_theta", base))
-    meant = {(_LOCAL_BASE, published)}
-    if expected is not None:
-        theirs = expected.local_rope_base if kind == "gemma3_text" else expected.global_rope_base
-        meant.add((theirs, expected.global_rope_base))
-    meant |= {tuple(keys[_MEANT])} if _MEANT in keys else set()
-    require(
-        (local_base, base) in meant,
-        f"{file}: rope_theta is {base:g} on global layers and {local_base:g} on local ones, but "
-        f"this Gemma has {published:g} and {_LOCAL_BASE:g}: mend the file, or, if it is meant, "
-        "name the config of a run that says so (--config)",
-    )
-    require(
-        float(local.get("factor", 1.0)) == 1,
-        f"{file}: local layers have a RoPE factor of {local.get('factor')}: Gemma has none there",
-    )
-    rope_type = local.get("rope_type", local.get("type", "default"))
-    require(rope_type == "default", f"{file}: local layers have rope_type {rope_type!r}")
-    rope_type = everywhere.get("rope_type", everywhere.get("type", "default"))
-    require(
-        rope_type == "default" or (rope_type == "linear" and kind == "gemma3_text"),
-        f"{file}: rope_type is {rope_type!r}: Gemma has 'default', and 'linear' in Gemma 3",
-    )
-    if rope_type == "linear":
-        require("factor" in everywhere, f"{file}: rope_type is 'linear', but it has no factor")
-        return local_base, base, float(everywhere["factor"])
-    return local_base, base, 1.0
 
 
 def _without_padding(rows: int) -> int:

@@ -36,25 +36,34 @@ def to_ours(
     Raises `UserError` naming the first tensor that is missing, unexpected or of the wrong shape.
     """
     places = _places(config, format, wide_gates)
-    if missing := [name for name in places if name not in theirs]:
-        raise UserError(f"{source}: {_first(missing)} missing")
-    if unexpected := [name for name in theirs if name not in places]:
-        raise UserError(f"{source}: {_first(unexpected)} unexpected in this model")
+    expected, rows = {}, {}
+    for name, parts in places.items():
+        rows[name] = _table_rows(theirs.get(name), parts, config, format)
+        expected[name] = _their_shape(parts, {**config.sizes, "v": rows[name]})
+    check_shapes(theirs, expected, source)
     ours: Tensors = {}
     for name, parts in places.items():
-        theirs_here = theirs[name]
-        rows = _table_rows(theirs_here, parts, config, format)
-        expected = _their_shape(parts, {**config.sizes, "v": rows})
-        require(
-            theirs_here.shape == expected,
-            f"{source}: tensor {name!r} has shape {theirs_here.shape}, "
-            f"but this model's is {expected}",
-        )
         for our_name, parameter, place in parts:
-            ours[our_name] = _take(theirs_here, parameter, place, config)
-        if rows > config.vocabulary:
-            ours[PADDING] = _rows(theirs_here, slice(config.vocabulary, None))
+            ours[our_name] = _take(theirs[name], parameter, place, config)
+        if rows[name] > config.vocabulary:
+            ours[PADDING] = _rows(theirs[name], slice(config.vocabulary, None))
     return ours
+
+
+def check_shapes(
+    found: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], source: str
+) -> None:
+    """Raise `UserError`, after `source`, for a tensor that is missing, unexpected or misshapen."""
+    if missing := [name for name in expected if name not in found]:
+        raise UserError(f"{source}: {_first(missing)} missing")
+    if unexpected := [name for name in found if name not in expected]:
+        raise UserError(f"{source}: {_first(unexpected)} unexpected in this model")
+    for name, shape in expected.items():
+        here = found[name].shape
+        require(
+            here == shape,
+            f"{source}: tensor {name!r} has shape {here}, but this model's is {shape}",
+        )
 
 
 def from_ours(
@@ -104,11 +113,13 @@ def _their_shape(parts: list[_Part], sizes: dict[str, int]) -> tuple[int, ...]:
     return shape if place.part is None else (len(parts), *shape)
 
 
-def _table_rows(tensor: Tensor, parts: list[_Part], config: GemmaConfig, format: Format) -> int:
+def _table_rows(
+    tensor: Tensor | None, parts: list[_Part], config: GemmaConfig, format: Format
+) -> int:
     """Rows to expect of the table: the vocabulary, or with the padding that the format adds."""
-    padded = PADDED_ROWS[format].get(config.vocabulary)
-    is_padded = parts[0][0] == EMBEDDING and padded is not None and tensor.shape[:1] == (padded,)
-    return padded if is_padded and padded else config.vocabulary
+    padded = PADDED_ROWS[format].get(config.vocabulary, config.vocabulary)
+    is_padded = parts[0][0] == EMBEDDING and tensor is not None and tensor.shape[:1] == (padded,)
+    return padded if is_padded else config.vocabulary
 
 
 def _padding_rows(ours: Mapping[str, Tensor], config: GemmaConfig, format: Format) -> int:

@@ -151,6 +151,15 @@ def _norm(ours: str, hf: str, gemma: str, gguf: str, axis: str = "d") -> Paramet
     )
 
 
+def shapes(config: GemmaConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter of a model, each layer's apart."""
+    return {
+        parameter.name.format(layer): shape_of(parameter.axes, config.sizes)
+        for parameter in parameters(config)
+        for layer in range(config.layers if "{}" in parameter.name else 1)
+    }
+
+
 def _has_wide_gates(config: GemmaConfig) -> bool:
     gemma2_2b = not config.query_key_norm and (config.layers, config.width) == (26, 2304)
     return not config.post_norms or gemma2_2b

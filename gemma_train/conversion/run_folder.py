@@ -6,13 +6,14 @@ from orbax.checkpoint import v1 as ocp
 from gemma_train import storage
 from gemma_train.config import DataConfig, RunConfig, TokenSource, read_record, record
 from gemma_train.conversion import orbax_arrays
-from gemma_train.conversion.names import PADDING, parameters, shape_of
-from gemma_train.conversion.tensors import Tensors, Weights, stacked, unstacked
+from gemma_train.conversion.mapping import check_shapes
+from gemma_train.conversion.names import shapes
+from gemma_train.conversion.tensors import Weights, stacked, unstacked
 from gemma_train.conversion.tokenizer_files import copy_tokenizer, find_tokenizer
 from gemma_train.errors import require
 from gemma_train.leaves import by_path, from_paths
 from gemma_train.metrics.byte_progress import Advance
-from gemma_train.model import Gemma, GemmaConfig
+from gemma_train.model import Gemma
 from gemma_train.run_files import CHECKPOINTS, RECORD, TOKENIZER
 
 _MODEL = "model/"
@@ -30,21 +31,23 @@ def read(folder: epath.Path, step: int | None = None) -> Weights:
     """
     run = read_record(str(folder))
     step, recorded = _finished_step(folder, step), storage.path(run.data.tokenizer)
+    checkpoint = _checkpoint(folder, step)
     leaves = {
         name.removeprefix(_MODEL): tensor
-        for name, tensor in orbax_arrays.stored(_checkpoint(folder, step)).items()
+        for name, tensor in orbax_arrays.stored(checkpoint).items()
         if name.startswith(_MODEL)
     }
-    tensors = unstacked(leaves, run.model)
-    _check(tensors, run.model, _checkpoint(folder, step))
-    return Weights(
+    weights = Weights(
         source=str(folder),
         format="run",
         config=run.model,
-        tensors=tensors,
+        tensors=unstacked(leaves, run.model),
         tokenizer=find_tokenizer(folder) or (str(recorded) if recorded.exists() else None),
         step=step,
     )
+    where = f"checkpoint {checkpoint} does not hold the model that {RECORD} describes"
+    check_shapes(weights.parameters, shapes(run.model), where)
+    return weights
 
 
 def restore(folder: epath.Path, step: int, like: Gemma) -> Gemma:
@@ -81,23 +84,6 @@ def write(weights: Weights, folder: epath.Path, advance: Advance, *, name: str) 
         metadata={"next_row": 0, "config": record(run)},
     )
     storage.write_whole(folder / RECORD, record(run))
-
-
-def _check(tensors: Tensors, config: GemmaConfig, checkpoint: epath.Path) -> None:
-    """Refuse a checkpoint that does not hold the parameters of this config."""
-    expected = {
-        parameter.name.format(layer): shape_of(parameter.axes, config.sizes)
-        for parameter in parameters(config)
-        for layer in range(config.layers if "{}" in parameter.name else 1)
-    }
-    found = {name: tensor.shape for name, tensor in tensors.items() if name != PADDING}
-    for name in expected | found:
-        here, there = found.get(name, "missing"), expected.get(name, "missing")
-        require(
-            here == there,
-            f"checkpoint {checkpoint} does not hold the model that {RECORD} describes: {name} is "
-            f"{here} in it, {there} there",
-        )
 
 
 def _finished_step(folder: epath.Path, asked: int | None) -> int:

@@ -5,7 +5,7 @@ placed so that after any number of rows every component is within one row of its
 position in the mixture is one integer; looking it up costs a division and two array reads.
 
 grain's own `MapDataset.mix` truncates weights to hundredths of the smallest (0.33 % off at 1 : 2)
-and costs 98 us a row at 500 components (design/data.md 1.2).
+and costs 98 us a row at 500 components.
 """
 
 import heapq
@@ -16,12 +16,6 @@ from math import lcm
 import numpy as np
 
 LONGEST_PERIOD = 100_000  # rows; weights of finer grain are rounded to this
-
-
-def effective_weights(weights: Sequence[float]) -> tuple[float, ...]:
-    """The shares that a mixture with these weights really has; they sum to 1."""
-    rows = quotas(weights)
-    return tuple(quota / sum(rows) for quota in rows)
 
 
 def quotas(weights: Sequence[float]) -> list[int]:

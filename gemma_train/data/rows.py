@@ -1,7 +1,7 @@
 """Fixed rows by arithmetic: row i is tokens [i*t, i*t + t], one more than its length.
 
 Rows overlap by one token, so that the last input of a row has its target, and every token but the
-first is a target exactly once (design/data.md, decision 1). The last row is padded.
+first is a target exactly once. The last row is padded.
 """
 
 from itertools import pairwise

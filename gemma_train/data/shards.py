@@ -5,8 +5,8 @@
     dataset.json          the `Description`; a folder without it holds no dataset
 
 Flat shards because any window of tokens is then one read: 11 us from a memory map, against 4.4 ms
-out of compressed records (design/data.md 1.9). Documents never cross shards. A write that is
-killed leaves no sidecar, and the next one starts anew.
+out of compressed records. Documents never cross shards. A write that is killed leaves no sidecar,
+and the next one starts anew.
 """
 
 import bisect

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from gemma_train.data.config import DataConfig
 from gemma_train.data.example import Batch
-from gemma_train.data.pipeline import DataConfig, held_out_batches
+from gemma_train.data.pipeline import held_out_batches
 from gemma_train.errors import require
 from gemma_train.losses.next_token import NextToken, next_token_loss
 from gemma_train.model import Gemma

@@ -31,18 +31,22 @@ def attention(
 
     Queries come scaled. Query head m uses key/value head m // (n / k). Sequences may be split over
     the mesh axis seq: keys and values are then gathered; for a window within a shard `splash` takes
-    the neighbour's last ones instead. `auto` takes `splash` on TPU and `xla`
-    elsewhere; `xla` is `blocked` for windows shorter than the row, else `reference`. Raises
+    the neighbour's last ones instead. `auto` takes `splash` on TPU and `xla` elsewhere and for
+    images; `xla` is `blocked` for windows shorter than the row, else `reference`. Raises
     `UserError` where a form cannot compute the mask.
     """
     if implementation == "auto":
-        implementation = "splash" if on_tpu() else "xla"
+        implementation = "splash" if on_tpu() and mask.query_images_bt is None else "xla"
     if implementation == "xla":
         local = mask.window is not None and mask.window < key_bskh.shape[1]
         implementation = "blocked" if local else "reference"
     require(
         implementation != "blocked" or mask.window is not None,
         "compute.attention is 'blocked', which has no global layers: use 'auto' or 'reference'",
+    )
+    require(
+        implementation != "splash" or mask.query_images_bt is None,
+        "compute.attention is 'splash', which sees no image both ways: use 'auto' or 'xla'",
     )
     local_form = partial(_on_one_shard, soft_cap=soft_cap, implementation=implementation)
     arrays = (query_btnh, key_bskh, value_bskh, mask)
@@ -87,6 +91,7 @@ def _on_one_shard(
         mask,
         key_positions_bs=_all_positions(mask.key_positions_bs),
         key_segments_bs=_all_positions(mask.key_segments_bs),
+        key_images_bs=None if mask.key_images_bs is None else _all_positions(mask.key_images_bs),
     )
     if implementation == "reference":
         return attention_reference.attend(query_btnh, key_bskh, value_bskh, mask, soft_cap)

@@ -1,7 +1,8 @@
 """Local attention in O(t * window) in plain XLA: a block of queries sees itself and its left.
 
 Rows are cut into blocks of `window` tokens; a query of a block can only see keys of that block and
-of the one before it, so 2 * window scores a query are computed instead of t.
+of the one before it, so 2 * window scores a query are computed instead of t. Where there are
+images, which are no longer than a window, a soft token may see keys of the block behind it too.
 """
 
 import jax
@@ -12,6 +13,7 @@ from gemma_train.kernels.attention_mask import AttentionMask, allowed
 
 # The segment of keys that pad a row: no query has it.
 NOWHERE = -1
+TEXT = -1  # the image of a token that is none's
 
 
 def attend(
@@ -30,6 +32,8 @@ def attend(
     assert window is not None
     blocks = -(-length // window)
     fill = blocks * window - length
+    behind = 0 if mask.query_images_bt is None else 1  # blocks of keys behind that of the queries
+    seen = 1 + 1 + behind  # blocks of keys
 
     def queries(x: jax.Array) -> jax.Array:
         """[b, t, ...] -> [b * c, window, ...]."""
@@ -37,21 +41,26 @@ def attend(
         return x.reshape(batch * blocks, window, *x.shape[2:])
 
     def keys(x: jax.Array, value: int = 0) -> jax.Array:
-        """[b, s, ...] -> [b * c, 2 * window, ...]: each block of queries and the one before it."""
-        x = jnp.pad(x, ((0, 0), (window, fill), *((0, 0),) * (x.ndim - 2)), constant_values=value)
-        if x.shape[1] != (blocks + 1) * window:
-            x = jax.lax.dynamic_slice_in_dim(x, first_query, (blocks + 1) * window, axis=1)
-        x = x.reshape(batch, blocks + 1, window, *x.shape[2:])
-        pairs = jnp.concatenate([x[:, :-1], x[:, 1:]], axis=2)
-        return pairs.reshape(batch * blocks, 2 * window, *pairs.shape[3:])
+        """[b, s, ...] -> [b * c, 2 or 3 * window, ...]: each block and its neighbours."""
+        ends = window, fill + behind * window
+        x = jnp.pad(x, ((0, 0), ends, *((0, 0),) * (x.ndim - 2)), constant_values=value)
+        needed = (blocks + seen - 1) * window
+        if x.shape[1] != needed:
+            x = jax.lax.dynamic_slice_in_dim(x, first_query, needed, axis=1)
+        x = x.reshape(batch, blocks + seen - 1, window, *x.shape[2:])
+        together = jnp.concatenate([x[:, n : n + blocks] for n in range(seen)], axis=2)
+        return together.reshape(batch * blocks, seen * window, *together.shape[3:])
 
-    seen_bts = allowed(
-        queries(mask.query_positions_bt),
-        queries(mask.query_segments_bt),
-        keys(mask.key_positions_bs),
-        keys(mask.key_segments_bs, NOWHERE),
-        window,
+    in_blocks = AttentionMask(
+        query_positions_bt=queries(mask.query_positions_bt),
+        query_segments_bt=queries(mask.query_segments_bt),
+        key_positions_bs=keys(mask.key_positions_bs),
+        key_segments_bs=keys(mask.key_segments_bs, NOWHERE),
+        query_images_bt=None if mask.query_images_bt is None else queries(mask.query_images_bt),
+        key_images_bs=None if mask.key_images_bs is None else keys(mask.key_images_bs, TEXT),
+        window=window,
     )
+    seen_bts = allowed(in_blocks)
     output_btnh = attention_reference.attend_seen(
         queries(query_btnh), keys(key_bskh), keys(value_bskh), seen_bts, soft_cap
     )

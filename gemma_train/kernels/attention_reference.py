@@ -15,14 +15,7 @@ def attend(
     soft_cap: float | None,
 ) -> jax.Array:
     """[b, t, n, h] weighted values; scores and softmax in float32. Memory grows as t * s."""
-    seen_bts = allowed(
-        mask.query_positions_bt,
-        mask.query_segments_bt,
-        mask.key_positions_bs,
-        mask.key_segments_bs,
-        mask.window,
-    )
-    return attend_seen(query_btnh, key_bskh, value_bskh, seen_bts, soft_cap)
+    return attend_seen(query_btnh, key_bskh, value_bskh, allowed(mask), soft_cap)
 
 
 def attend_seen(

@@ -2,7 +2,7 @@
 
 The window is one of indices: within a segment positions are consecutive, so it is the same. The
 backward pass runs as two kernels: fused, dq has partial sums that grow as t squared (2,242 MB
-against 169 MB at 32,768 tokens on v5p, design/attention.md).
+against 169 MB at 32,768 tokens on v5p).
 """
 
 from collections.abc import Callable

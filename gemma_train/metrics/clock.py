@@ -19,10 +19,7 @@ class StepClock:
         self._now = now
         self._started = now()
         self._data_wait = 0.0
-        self._first_step_seconds: float | None = None
-        self._steps = 0
-        self._total_seconds = 0.0
-        self._total_data_wait = 0.0
+        self._is_first = True
 
     def tick(self) -> dict[str, float]:
         """End a step and begin the next.
@@ -33,19 +30,14 @@ class StepClock:
         now = self._now()
         seconds, data_wait = now - self._started, self._data_wait
         self._started, self._data_wait = now, 0.0
-        if self._first_step_seconds is None:
-            self._first_step_seconds = seconds
+        if self._is_first:
+            self._is_first = False
             return {"first_step_seconds": seconds, "data_wait_seconds": data_wait}
-        self._steps += 1
-        self._total_seconds += seconds
-        self._total_data_wait += data_wait
-        return self._scalars(seconds, data_wait)
-
-    def averages(self) -> dict[str, float]:
-        """The scalars of `tick`, averaged over all steps but the first; `{}` before the second."""
-        if not self._steps:
-            return {}
-        return self._scalars(self._total_seconds / self._steps, self._total_data_wait / self._steps)
+        return {
+            "seconds_per_step": seconds,
+            "tokens_per_second": self._tokens_per_step / max(seconds, 1e-9),
+            "data_wait_seconds": data_wait,
+        }
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -64,10 +56,3 @@ class StepClock:
             yield
         finally:
             self._data_wait += self._now() - begun
-
-    def _scalars(self, seconds: float, data_wait: float) -> dict[str, float]:
-        return {
-            "seconds_per_step": seconds,
-            "tokens_per_second": self._tokens_per_step / max(seconds, 1e-9),
-            "data_wait_seconds": data_wait,
-        }

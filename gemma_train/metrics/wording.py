@@ -40,14 +40,13 @@ def scientific(number: float) -> str:
     return f"{float(mantissa):g}·10{raised}"
 
 
-def memory(size: float) -> str:
-    """Bytes of memory in three digits, by powers of 1024: 640 B, 14.9 MiB, 2.84 GiB."""
-    return _in_units(size, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
-
-
-def transfer(size: float) -> str:
-    """Bytes that move in three digits, by powers of 1000 as bandwidths are: 15.7 MB, 6.4 GB."""
-    return _in_units(size, 1000, ("B", "kB", "MB", "GB", "TB", "PB"))
+def byte_count(size: float) -> str:
+    """Bytes, held or moved, in three digits by powers of 1000: 640 B, 15.7 MB, 6.4 GB."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if size < 999.5:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:,.3g} PB"
 
 
 def moment(seconds: float) -> str:
@@ -55,11 +54,3 @@ def moment(seconds: float) -> str:
     if seconds >= 0.9995:
         return f"{seconds:.3g} s"
     return f"{1000 * seconds:.3g} ms" if seconds else "0 ms"
-
-
-def _in_units(size: float, base: int, units: tuple[str, ...]) -> str:
-    for unit in units[:-1]:
-        if size < 999.5:
-            return f"{size:.3g} {unit}"
-        size /= base
-    return f"{size:,.3g} {units[-1]}"

@@ -14,6 +14,7 @@ from gemma_train.kernels.attention_mask import AttentionMask
 from gemma_train.kernels.contraction import contract, contract_each
 from gemma_train.model.config import ComputeConfig, GemmaConfig, Kind
 from gemma_train.model.layers import rms_norm, rotate
+from gemma_train.model.packing import Places
 from gemma_train.model.weight import Declaration
 from gemma_train.zero3 import gather
 
@@ -94,20 +95,17 @@ class Attention(nnx.Module):
             self.key_norm = declare.scale("h")
 
     def __call__(
-        self,
-        x_btd: jax.Array,
-        positions_bt: jax.Array,
-        segments_bt: jax.Array,
-        cache: LayerCache | None = None,
+        self, x_btd: jax.Array, places: Places, cache: LayerCache | None = None
     ) -> tuple[jax.Array, LayerCache | None]:
         """The branch's [b, t, d] output, and the cache with these tokens in it.
 
         With a cache, one new token a row looks at the cache; several (the prompt, the cache still
         empty) look at themselves.
         """
+        positions_bt, segments_bt = places.positions_bt, places.segments_bt
         query_btnh, key_btkh, value_btkh = self._project(x_btd, positions_bt)
         window = self.config.window if self.kind == "local" else None
-        mask = AttentionMask.of_itself(positions_bt, segments_bt, window)
+        mask = AttentionMask.of_itself(positions_bt, segments_bt, window, places.images_bt)
         keys_bskh, values_bskh = key_btkh, value_btkh
         if cache is not None:
             cache = cache.write(key_btkh, value_btkh, positions_bt, segments_bt)

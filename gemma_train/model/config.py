@@ -10,6 +10,47 @@ Kind = Literal["local", "global"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class VisionConfig:
+    """A SigLIP encoder's size, and how many soft tokens are made of an image."""
+
+    side: int  # pixels of an image, in height and in width
+    patch: int  # pixels of a patch, likewise
+    width: int  # of an embedding
+    layers: int  # transformer blocks
+    heads: int  # divides width
+    hidden: int  # feed-forward hidden units
+    tokens: int  # soft tokens of an image: a square number
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            require(value >= 1, f"vision.{name} is {value}: it must be at least 1")
+        require(
+            self.side % self.patch == 0,
+            f"vision.patch is {self.patch}: it must divide vision.side, {self.side}",
+        )
+        require(
+            self.width % self.heads == 0,
+            f"vision.heads is {self.heads}: it must divide vision.width, {self.width}",
+        )
+        side = math.isqrt(self.tokens)
+        require(
+            side**2 == self.tokens and self.grid % side == 0,
+            f"vision.tokens is {self.tokens}: it must be the square of a number that divides "
+            f"{self.grid}, the patches in a row of an image",
+        )
+
+    @property
+    def grid(self) -> int:
+        """Patches in a row of an image, and in a column."""
+        return self.side // self.patch
+
+    @property
+    def patches(self) -> int:
+        """Patches of an image."""
+        return self.grid**2
+
+
+@dataclass(frozen=True, kw_only=True)
 class GemmaConfig:
     """The architecture: every value in which Gemma 1, 2 and 3 and their sizes differ."""
 
@@ -33,6 +74,7 @@ class GemmaConfig:
     local_rope_base: float = 10_000.0  # of local layers
     global_rope_base: float = 10_000.0  # of global layers
     global_rope_factor: float = 1.0  # positions of global layers are divided by it
+    vision: VisionConfig | None = None  # of the frozen encoder; None sees no images (Gemma 1, 2)
 
     def __post_init__(self) -> None:
         for name in ("vocabulary", "width", "layers", "query_heads", "key_value_heads", "hidden"):
@@ -53,6 +95,11 @@ class GemmaConfig:
             f"model.window is {self.window}: local layers need a window of at least 1 token",
         )
 
+        require(
+            self.vision is None or self.window is None or self.vision.tokens <= self.window,
+            f"model.window is {self.window}: it must hold an image, "
+            f"{self.vision.tokens if self.vision else 0} soft tokens",
+        )
         for name in (
             "query_scale",
             "attention_soft_cap",
@@ -82,6 +129,7 @@ class GemmaConfig:
             "k": self.key_value_heads,
             "h": self.head_dimension,
             "f": self.hidden,
+            **({"e": self.vision.width} if self.vision else {}),
         }
 
     def rope(self, kind: Kind) -> tuple[float, float]:

@@ -4,14 +4,18 @@ from gemma_train.model.config import GemmaConfig
 
 
 def parameter_count(config: GemmaConfig) -> int:
-    """Parameters of the model, the embedding counted once (it is tied to the output)."""
+    """Parameters of the model, the embedding counted once (it is tied to the output).
+
+    The frozen vision encoder's are not among them; norm and projection of soft tokens are.
+    """
     head = config.head_dimension
     attention = 2 * config.width * head * (config.query_heads + config.key_value_heads)
     feed_forward = 3 * config.width * config.hidden
     norms = (4 if config.post_norms else 2) * config.width
     norms += 2 * head if config.query_key_norm else 0
     layers = config.layers * (attention + feed_forward + norms)
-    return config.vocabulary * config.width + layers + config.width
+    soft_tokens = config.vision.width * (1 + config.width) if config.vision else 0
+    return config.vocabulary * config.width + layers + config.width + soft_tokens
 
 
 def forward_flops_per_token(config: GemmaConfig, length: int) -> float:

@@ -6,24 +6,29 @@ over the repetitions, so that compile time does not grow with depth. What a cut 
 follows unrolled.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import reshard
 
 from gemma_train.axes import activation
+from gemma_train.errors import UserError
 from gemma_train.leaves import by_path
 from gemma_train.mesh import mesh_of
 from gemma_train.model.attention import Attention, LayerCache
 from gemma_train.model.config import ComputeConfig, GemmaConfig, Kind
+from gemma_train.model.image_inputs import checked_images, checked_pixels, images_of
 from gemma_train.model.layers import Embedding, FeedForward, rms_norm
-from gemma_train.model.packing import checked, packing
+from gemma_train.model.packing import Places, checked, packing
 from gemma_train.model.remat import rematerialised
+from gemma_train.model.siglip import Siglip, encode
+from gemma_train.model.soft_tokens import Images, SoftTokens
 from gemma_train.model.weight import Declaration
 from gemma_train.zero3 import gather, share, stacked, whole
 
@@ -44,14 +49,10 @@ class Block(nnx.Module):
             self.post_feed_forward_norm = declare.scale("d")
 
     def __call__(
-        self,
-        x_btd: jax.Array,
-        positions_bt: jax.Array,
-        segments_bt: jax.Array,
-        cache: LayerCache | None = None,
+        self, x_btd: jax.Array, places: Places, cache: LayerCache | None = None
     ) -> tuple[jax.Array, LayerCache | None]:
         normed_btd = rms_norm(x_btd, self.pre_attention_norm[...])
-        branch_btd, cache = self.attention(normed_btd, positions_bt, segments_bt, cache)
+        branch_btd, cache = self.attention(normed_btd, places, cache)
         branch_btd = checkpoint_name(branch_btd, "attention_branch")
         if self.post_norms:
             branch_btd = rms_norm(branch_btd, self.post_attention_norm[...])
@@ -77,6 +78,9 @@ class Gemma(nnx.Module):
         self.pattern = nnx.List([block(kind, stacked) for kind in kinds])
         self.remainder = nnx.List([block(kind, alone) for kind in config.pattern[:left_over]])
         self.final_norm = alone.scale("d")
+        if config.vision is not None:
+            self.soft_tokens = SoftTokens(alone)
+        self.encoder: Siglip | None = nnx.data(None)  # frozen; None in what is trained
 
     def __call__(
         self,
@@ -84,21 +88,28 @@ class Gemma(nnx.Module):
         positions_bt: jax.Array,
         segments_bt: jax.Array,
         cache: "Cache | None" = None,
+        images: Images | None = None,
     ) -> tuple[jax.Array, "Cache | None"]:
-        """The final normed [b, t, d] states of these tokens, and the cache with them in it."""
+        """The final normed [b, t, d] states of these tokens, and the cache with them in it.
+
+        Where images are given, their soft tokens stand in the place of the tokens' own embeddings.
+        """
         x_btd = self.embedding(tokens_bt, self.compute.dtype)
+        places = Places(positions_bt=positions_bt, segments_bt=segments_bt)
+        if images is not None:
+            x_btd = self.soft_tokens(x_btd, images)
+            places = replace(places, images_bt=images.image_bt)
         pattern = _prepared(self.pattern, vector_rank=2)
         remainder = _prepared(self.remainder, vector_rank=1)
         if cache is None:
-            arrays = (x_btd, positions_bt, segments_bt)
-            x_btd = _train_through(self.compute, *arrays, pattern, remainder)
+            x_btd = _train_through(self.compute, x_btd, places, pattern, remainder)
             return rms_norm(x_btd, whole(self.final_norm[...])), None
         run = rematerialised(_run, self.compute)
 
         def layers(x_btd, blocks_and_caches):
             new = []
             for block, layer in zip(*blocks_and_caches, strict=True):
-                x_btd, layer = run(block, x_btd, positions_bt, segments_bt, layer)
+                x_btd, layer = run(block, x_btd, places, layer)
                 new.append(layer)
             return x_btd, new
 
@@ -123,16 +134,37 @@ class Gemma(nnx.Module):
         tokens_bt: jax.typing.ArrayLike,
         positions_bt: jax.typing.ArrayLike | None = None,
         segment_ids_bt: jax.typing.ArrayLike | None = None,
+        *,
+        image_embeddings: jax.typing.ArrayLike | None = None,
+        image_index_bt: jax.typing.ArrayLike | None = None,
     ) -> jax.Array:
         """[b, t, v] float32 logits of these tokens, soft cap applied: a call by itself.
 
         Integers of shape [b, t]: segments as in packed rows (1, 2, ...; 0 is padding), one if not
-        given; positions count within each segment if not given. Runs on the mesh in force, or
-        else on that of the parameters.
+        given; positions count within each segment if not given. Images come as `encode_images`
+        gives them, [images, tokens, vision width], with the image of each position, -1 for text:
+        the soft tokens of an image fill its positions in order. Runs on the mesh in force, or else
+        on that of the parameters. Raises `UserError` for shapes, ids and images that cannot be.
         """
+        tokens_bt = np.asarray(tokens_bt) if not isinstance(tokens_bt, jax.Array) else tokens_bt
+        images = checked_images(self.config, tokens_bt.shape, image_embeddings, image_index_bt)
+        if images is not None:  # what stands in the place of a soft token is never looked up
+            tokens_bt = jnp.where(images[1] >= 0, 0, tokens_bt)
         inputs = checked(self.config, tokens_bt, positions_bt, segment_ids_bt)
         with mesh_of(self):
-            return _logits(self, *inputs)
+            return _logits(self, *inputs, images)
+
+    def encode_images(self, pixels: jax.typing.ArrayLike) -> jax.Array:
+        """[images, tokens, vision width] embeddings, pooled, ahead of their norm and projection.
+
+        Of pixels [images, side, side, 3] from -1 to 1. Raises `UserError` for a model that came
+        without its encoder, and for images of another size.
+        """
+        if self.encoder is None:
+            raise UserError("this model came without its vision encoder: load one that has it")
+        pixels = checked_pixels(self.config, pixels)
+        with mesh_of(self):
+            return encode(self.encoder, pixels)
 
     def parameters(self) -> dict[str, jax.Array]:
         """Every parameter by its path, such as 'pattern/0/attention/query' [l, d, n, h]."""
@@ -140,9 +172,11 @@ class Gemma(nnx.Module):
 
 
 @jax.jit
-def _logits(model: Gemma, tokens_bt, positions_bt, segments_bt) -> jax.Array:
-    inputs = packing(tokens_bt, positions_bt, segments_bt)
-    states_btd, _ = model(*(reshard(x_bt, activation("bt")) for x_bt in inputs))
+def _logits(model: Gemma, tokens_bt, positions_bt, segments_bt, embedded=None) -> jax.Array:
+    inputs, images = packing(tokens_bt, positions_bt, segments_bt), None
+    if embedded is not None:
+        images = images_of(*embedded)
+    states_btd, _ = model(*(reshard(x_bt, activation("bt")) for x_bt in inputs), images=images)
     logits_btv = model.unembed(states_btd)
     alone = jax.sharding.get_abstract_mesh().size == 1  # then indexing it needs no mesh
     return whole(logits_btv) if alone else logits_btv
@@ -197,8 +231,7 @@ def _prepared(blocks: nnx.List, vector_rank: int) -> nnx.List:
 def _train_through(
     compute: ComputeConfig,
     x_btd: jax.Array,
-    positions_bt: jax.Array,
-    segments_bt: jax.Array,
+    places: Places,
     pattern: nnx.List,
     remainder: nnx.List,
 ) -> jax.Array:
@@ -215,14 +248,12 @@ def _train_through(
         for group, stack in zip(groups, weights, strict=True):
             if group.count > 1:
                 x_btd, _ = jax.lax.scan(
-                    lambda x_btd, one, group=group: run(
-                        group.block(one), x_btd, positions_bt, segments_bt
-                    ),
+                    lambda x_btd, one, group=group: run(group.block(one), x_btd, places),
                     x_btd,
                     stack,
                 )
             else:
-                x_btd, _ = run(stack, x_btd, positions_bt, segments_bt)
+                x_btd, _ = run(stack, x_btd, places)
         return x_btd
 
     if repeated:

@@ -1,4 +1,6 @@
-"""What a call by itself is given: token ids, and positions and segments where rows are packed."""
+"""Where the tokens of packed rows stand, and what a call by itself is given of that."""
+
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +8,16 @@ import numpy as np
 
 from gemma_train.errors import UserError, require
 from gemma_train.model.config import GemmaConfig
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where each token stands: what rotary positions and attention's mask are made of."""
+
+    positions_bt: jax.Array  # within its segment
+    segments_bt: jax.Array  # from 1; 0 is padding
+    images_bt: jax.Array | None = None  # the image whose soft token it is, or -1; None: no images
 
 
 def checked(config: GemmaConfig, *inputs_bt: jax.typing.ArrayLike | None) -> list[jax.Array | None]:

@@ -8,7 +8,7 @@ scales) from google-deepmind/gemma, gemma/gm/nn/_gemma.py. Vocabularies are the 
 
 from dataclasses import replace
 
-from gemma_train.model.config import GemmaConfig
+from gemma_train.model.config import GemmaConfig, VisionConfig
 
 GEMMA1_2B = GemmaConfig(
     vocabulary=256_000,
@@ -79,6 +79,8 @@ GEMMA3_4B = replace(
     hidden=10_240,
     window=1024,
 )
+# The encoder of 4B and up, where they see images (`replace(GEMMA3_4B, vision=SO400M)`): 417M.
+SO400M = VisionConfig(side=896, patch=14, width=1152, layers=27, heads=16, hidden=4304, tokens=256)
 GEMMA3_12B = replace(
     GEMMA3_4B, width=3840, layers=48, query_heads=16, key_value_heads=8, hidden=15_360
 )

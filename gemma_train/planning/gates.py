@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from gemma_train.config import RunConfig
 from gemma_train.kernels.vocabulary.soft_target import block_length
-from gemma_train.metrics.wording import memory, transfer
+from gemma_train.metrics.wording import byte_count
 from gemma_train.model.flops import parameter_count
 from gemma_train.planning.collectives import Collective, collectives
 from gemma_train.planning.compiled import Compiled
@@ -26,11 +26,11 @@ from gemma_train.planning.memory import (
 )
 from gemma_train.planning.program import Buffer, Program, read
 from gemma_train.planning.slices import Slices
-from gemma_train.planning.traffic import expected_gathers, teacher_gathers
+from gemma_train.planning.traffic import expected_gathers, teacher_gathers, vocabulary_sums
 from gemma_train.teachers.online import online, teacher_model
 
 LARGEST_ALL_REDUCE = 64 * 2**20  # bytes of one plain all-reduce inside a scan body
-ALL_REDUCE_SHARE = 0.02  # of the bf16 weights: all plain all-reduces of a step together
+ALL_REDUCE_SHARE = 0.02  # of the bf16 weights: plain all-reduces of a step that are not known
 SLACK = 1.02  # padding of tiles, and figures of a few tokens
 LARGEST_PADDING = 1.7  # of shards to whole tiles; a second sum would be 2
 SMALL = 2**20  # bytes of a step that are no weight's: what a small model is allowed at least
@@ -52,7 +52,7 @@ class Gate:
     @property
     def told(self) -> str:
         """In one line: the figure, its limit, and what is to blame."""
-        found, limit = (transfer(size) for size in (self.found_bytes, self.limit_bytes))
+        found, limit = (byte_count(size) for size in (self.found_bytes, self.limit_bytes))
         return f"{self.name}: {found}, at most {limit}" + (f" ({self.worst})" if self.worst else "")
 
 
@@ -70,7 +70,7 @@ def gates(config: RunConfig, slices: Slices, compiled: Compiled) -> list[Gate]:
             name="peak of HBM",
             found_bytes=compiled.peak_bytes,
             limit_bytes=slices.chip.usable_hbm_bytes,
-            worst=f"{memory(compiled.peak_bytes)} of {slices.chip.generation}",
+            worst=f"of a {slices.chip.generation} chip",
         ),
     ]
 
@@ -83,7 +83,8 @@ def weight_bytes(config: RunConfig) -> int:
 def all_reduce_gates(config: RunConfig, found: Iterable[Collective]) -> list[Gate]:
     """Plain all-reduces, but for those that are meant: of shards over replica, once a step.
 
-    Left are sums of losses and of the gradients of norms. A weight's gradient among them would
+    Meant too, and allowed on top, are the figures of tokens that chips with other rows of the table
+    sum. Left are sums of losses and of the gradients of norms. A weight's gradient among them would
     travel whole, twice around the ring; within a scan's body, once a turn.
     """
     plain = [one for one in found if one.kind == "all-reduce" and not _is_replica_sum(config, one)]
@@ -99,7 +100,8 @@ def all_reduce_gates(config: RunConfig, found: Iterable[Collective]) -> list[Gat
         Gate(
             name="all-reduces of a step",
             found_bytes=sum(one.step_bytes for one in plain),
-            limit_bytes=max(ALL_REDUCE_SHARE * weight_bytes(config), SMALL),
+            limit_bytes=max(ALL_REDUCE_SHARE * weight_bytes(config), SMALL)
+            + vocabulary_sums(config),
             worst=_most(plain),
         ),
     ]
@@ -188,7 +190,8 @@ def vocabulary_gates(config: RunConfig, program: str | Program) -> list[Gate]:
     """No table in one piece, and no more logits at one time than a chunk's.
 
     Arrays are known by an axis of the vocabulary's length, or of the rows that a chip holds; soft
-    targets by two, the blocks of those rows and the rows of a block.
+    targets by two, the blocks of those rows and the rows of a block. Where as many tokens stand
+    side by side as there are rows, their states look like the table: nothing is said of it then.
     """
     teacher, model, split = online(config), config.model, config.mesh.data * config.mesh.seq
     models = [one for one in (model, teacher_model(config)) if one]
@@ -212,11 +215,12 @@ def vocabulary_gates(config: RunConfig, program: str | Program) -> list[Gate]:
     tables = {model.vocabulary * width for width, rows in parts.items() if rows > 1}
     whole = [array for array in arrays if array.elements in tables]
     logits = [array for array in arrays if array.elements not in of_table]
-    chunk = min(config.loss.chunk, chip_tokens(config)) * model.vocabulary
-    return [
-        _array_gate("[vocabulary, width] in one piece", whole, 0),
-        _array_gate("logits at one time", logits, FLOAT32 * chunk),
-    ]
+    tokens = chip_tokens(config)
+    chunk = min(config.loss.chunk, tokens)
+    found = [_array_gate("logits at one time", logits, FLOAT32 * chunk * model.vocabulary)]
+    if model.vocabulary not in (tokens, tokens * config.accumulation, chunk * table_parts(config)):
+        found.insert(0, _array_gate("[vocabulary, width] in one piece", whole, 0))
+    return found
 
 
 def _array_gate(name: str, arrays: list[Buffer], limit_bytes: float) -> Gate:

@@ -7,7 +7,7 @@ from typing import Any
 
 from gemma_train.config import record
 from gemma_train.metrics.curves import FAINT, HELD_OUT, RULE, TRAIN, inline
-from gemma_train.metrics.wording import count, longest_unit, memory, moment, transfer
+from gemma_train.metrics.wording import byte_count, count, longest_unit, moment
 from gemma_train.planning.plan import Plan, assumptions
 from gemma_train.planning.text import NO_CHANGE, PEAK_SAYS, head, thousands
 
@@ -43,8 +43,7 @@ def page(plan: Plan) -> str:
         assumptions=assumptions(plan),
         no_change=NO_CHANGE,
         config=record(plan.config),
-        told_memory=memory,
-        told_transfer=transfer,
+        byte_count=byte_count,
     )
 
 
@@ -53,9 +52,10 @@ def _headline(plan: Plan) -> list[tuple[str, str, str]]:
     slices, found = plan.slices, plan.memory
     pod = slices.name if slices.count == 1 else f"{slices.count} x {slices.name}"
     least = "at least, " if found.source == "refused" else ""
+    usable = byte_count(found.usable_bytes)
     return [
         ("chips", f"{slices.chips:,}", pod),
-        ("memory of a chip", memory(found.peak_bytes), f"{least}of {memory(found.usable_bytes)}"),
+        ("memory of a chip", byte_count(found.peak_bytes), f"{least}of {usable}"),
         ("step", moment(plan.estimate.step_seconds), f"bound by {plan.estimate.bound}"),
         ("MFU", f"{100 * plan.estimate.mfu:.1f} %", "estimated"),
         ("run", *longest_unit(plan.cost.seconds)),
@@ -75,7 +75,7 @@ def _memory_bars(plan: Plan) -> Bars:
     }
     return Bars(
         name="memory",
-        amounts=[(name, float(size), memory(size)) for name, size in amounts.items()],
+        amounts=[(name, float(size), byte_count(size)) for name, size in amounts.items()],
         limit=float(found.usable_bytes),
         strong="peak",
     )

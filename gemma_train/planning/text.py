@@ -3,12 +3,12 @@
 import textwrap
 from collections.abc import Sequence
 
-from gemma_train.metrics.wording import count, duration, memory, moment, transfer
+from gemma_train.metrics.wording import byte_count, count, duration, moment
 from gemma_train.model.config import ComputeConfig
 from gemma_train.model.flops import parameter_count
 from gemma_train.planning.collectives import Total
 from gemma_train.planning.gates import Gate
-from gemma_train.planning.lean_remat import HBM_SHARE, Found
+from gemma_train.planning.lean_remat import HBM_SHARE, MOST_TRIED, Found
 from gemma_train.planning.plan import Memory, Plan, assumptions
 from gemma_train.teachers.online import teacher_model
 
@@ -56,6 +56,16 @@ def head(plan: Plan) -> list[str]:
     return lines
 
 
+def trial(number: int, compute: ComputeConfig) -> str:
+    """Which policy of a search is tried, in few words: `lean_remat` tells the one that is found."""
+    kept = f"{len(compute.kept)} products kept"
+    if compute.remat == "full":
+        kept = "nothing kept"
+    elif compute.offloaded:
+        kept += f", {len(compute.offloaded)} of them on the host"
+    return f"policy {number} of at most {MOST_TRIED}: {kept}"
+
+
 def lean_remat(found: Found) -> list[str]:
     """The policy that was found, as the flags that a config or a command line takes."""
     failed = [
@@ -88,11 +98,23 @@ def _policy(compute: ComputeConfig) -> str:
 def refusal(plan: Plan) -> str:
     """In one line, that it does not fit, by how much, and what would do."""
     least = "at least " if plan.memory.source == "refused" else ""
-    over = memory(max(plan.memory.over_bytes, 0))
-    chip = f"{memory(plan.memory.usable_bytes)} of a {plan.slices.chip.generation} chip"
+    over = byte_count(max(plan.memory.over_bytes, 0))
+    chip = f"{byte_count(plan.memory.usable_bytes)} of a {plan.slices.chip.generation} chip"
     flags = " or ".join(change.flags for change in plan.changes)
     would = f"{flags} would do, by estimate" if flags else NO_CHANGE
     return f"the step does not fit the {chip}: {least}{over} too much: {would}"
+
+
+def failed_gates(plan: Plan) -> str:
+    """In one line, which gates the compiled program fails; "" where all hold, or there are none."""
+    found = plan.gates or []
+    failed = [gate.name for gate in found if not gate.holds]
+    if not failed:
+        return ""
+    return (
+        f"the compiled step fails {len(failed)} of {len(found)} gates: {'; '.join(failed)}: "
+        "docs/pods.md says what each is there for"
+    )
 
 
 def _peak_note(plan: Plan) -> str:
@@ -103,20 +125,20 @@ def _peak_note(plan: Plan) -> str:
 def _memory(found: Memory) -> list[str]:
     least = "at least " if found.source == "refused" else ""
     rows = [
-        ("parameters", memory(found.state.parameters)),
-        ("moments", memory(found.state.moments)),
-        ("gradients", memory(found.state.gradients)),
-        *([("teacher", memory(found.state.teacher))] if found.state.teacher else []),
-        ("activations and gathered weights", least + memory(found.activation_bytes)),
+        ("parameters", byte_count(found.state.parameters)),
+        ("moments", byte_count(found.state.moments)),
+        ("gradients", byte_count(found.state.gradients)),
+        *([("teacher", byte_count(found.state.teacher))] if found.state.teacher else []),
+        ("activations and gathered weights", least + byte_count(found.activation_bytes)),
         (
             "peak",
-            f"{least}{memory(found.peak_bytes)} of {memory(found.usable_bytes)}  "
+            f"{least}{byte_count(found.peak_bytes)} of {byte_count(found.usable_bytes)}  "
             f"{bar(found.peak_bytes / found.usable_bytes)}",
         ),
     ]
     lines = _aligned(rows)
     if not found.fits:
-        over = memory(max(found.over_bytes, 0))
+        over = byte_count(max(found.over_bytes, 0))
         lines.append(f"does not fit: {least}{over} too much")
     return lines
 
@@ -129,7 +151,7 @@ def _changes(plan: Plan) -> list[str]:
         for change in plan.changes
         for line in (
             change.flags,
-            f"    {memory(change.peak_bytes)} at its peak, {change.extra_flops:+.0%} FLOPs: "
+            f"    {byte_count(change.peak_bytes)} at its peak, {change.extra_flops:+.0%} FLOPs: "
             f"{change.remark}",
         )
     ]
@@ -142,8 +164,8 @@ def _collectives(plan: Plan) -> tuple[str, list[str]]:
         why = "could not be read with this libtpu" if plan.unread else "not compiled"
         return title, [
             f"{why}; expected of the design: "
-            f"{transfer(traffic.ici_bytes)} sent within slices, "
-            f"{transfer(traffic.dcn_bytes)} between them"
+            f"{byte_count(traffic.ici_bytes)} sent within slices, "
+            f"{byte_count(traffic.dcn_bytes)} between them"
         ]
     heads = ("", "network", "where", "times", "of tensors", "sent")
     return title, _columns([heads, *map(_row, plan.collectives)])
@@ -155,8 +177,8 @@ def _row(total: Total) -> tuple[str, ...]:
         total.network.upper(),
         total.place,
         f"{total.executions:,}",
-        transfer(total.step_bytes),
-        transfer(total.step_wire_bytes),
+        byte_count(total.step_bytes),
+        byte_count(total.step_wire_bytes),
     )
 
 

@@ -11,12 +11,15 @@ from gemma_train.model.config import GemmaConfig, Kind
 from gemma_train.planning.collectives import Total
 from gemma_train.planning.memory import (
     BYTES,
+    FLOAT32,
     StateBytes,
+    chip_tokens,
     kept_bytes,
     layer_parameters,
     stored_bytes,
     table_parts,
 )
+from gemma_train.samplers import Counts, Multinomial, Priority
 from gemma_train.teachers.online import online, teacher_model
 
 
@@ -76,6 +79,38 @@ def teacher_gathers(config: RunConfig) -> Gathers:
     if teacher.sharding == "whole":
         return replace(found, layers=0, table=0, tokens=0)
     return found
+
+
+def vocabulary_sums(config: RunConfig) -> int:
+    """Bytes of full tensors that chips with other rows of the table sum in a step, per chip.
+
+    They are figures of tokens (kernels/vocabulary/chunk.py): the largest logit, the softmax's
+    denominator and the target's logit; of a soft target also its product with the logits and its
+    mass, and once more the softmax where it is of other logits than the cross-entropy's. A teacher
+    in the step sums what its sampler asks for.
+    """
+    loss, teacher, model = config.loss, online(config), teacher_model(config)
+    tokens = chip_tokens(config)
+    chunk = min(loss.chunk, tokens)
+    padded = math.ceil(tokens / chunk) * chunk * config.accumulation
+
+    def bytes_of(figures: int, rows: int) -> int:
+        return FLOAT32 * figures * rows * padded if rows > 1 else 0
+
+    if not isinstance(loss, Distillation):
+        return bytes_of(3, table_parts(config))
+    figures = 5 if loss.is_mixed else 7 + 5 * (loss.passes - 1)
+    found = bytes_of(figures, table_parts(config))
+    if teacher is None or model is None or teacher.sharding == "whole":
+        return found
+    match loss.sampler:
+        case Priority():
+            figures = 2
+        case Multinomial() | Counts():
+            figures = 1
+        case _:
+            figures = 0
+    return found + bytes_of(figures, table_parts(config, model))
 
 
 def _gathers(

@@ -1,7 +1,7 @@
 """The first stage: next-token pretraining at full size."""
 
 from gemma_train.config import RunConfig
-from gemma_train.data.pipeline import DataConfig, TokenSource
+from gemma_train.data.config import DataConfig, TokenSource
 from gemma_train.data.recipe import Recipe, TextSource
 from gemma_train.evaluation.held_out import EvaluationConfig
 from gemma_train.losses.next_token import NextToken

@@ -1,14 +1,17 @@
-"""The two scales at which ablations run: minutes on a laptop, and a slice of TPUs."""
+"""The two scales at which ablations run: minutes on a laptop, and a slice of TPUs.
+
+The laptop's follows from the quickstart, as configs/quickstart.py has it: data, optimizer, model.
+"""
 
 from dataclasses import dataclass, replace
 
 from gemma_train.config import RunConfig
-from gemma_train.data.pipeline import DataConfig, TokenSource
+from gemma_train.data.config import DataConfig, TokenSource
 from gemma_train.evaluation.held_out import EvaluationConfig
 from gemma_train.losses.distillation import Online
 from gemma_train.losses.next_token import NextToken
 from gemma_train.mesh import MeshConfig
-from gemma_train.model.config import ComputeConfig, GemmaConfig
+from gemma_train.model.config import GemmaConfig
 from gemma_train.model.sizes import GEMMA3_1B, GEMMA3_12B, GEMMA3_270M
 from gemma_train.optimizer import OptimizerConfig
 
@@ -40,63 +43,43 @@ def for_steps(run: RunConfig, steps: int) -> RunConfig:
     )
 
 
-def _small(*, width: int, heads: int) -> GemmaConfig:
-    """A Gemma 3 of six layers over the quickstart's vocabulary."""
-    return GemmaConfig(
-        vocabulary=4096,
-        width=width,
-        layers=6,
-        query_heads=heads,
-        key_value_heads=1,
-        head_dimension=width // heads,
-        hidden=4 * width,
-        context=512,
-        pattern=("local",) * 5 + ("global",),
-        window=64,
-        query_key_norm=True,
-        post_norms=True,
-        global_rope_base=1_000_000.0,
+def laptop(quickstart: RunConfig) -> Scale:
+    """Minutes on a CPU: the quickstart's text and optimizer; its model is the large teacher's."""
+    models = _laptop_models(quickstart)
+    small, large = (
+        Online(weights=f"{TEACHERS}/teacher={name}", model=model, dtype="float32")
+        for name, model in models.items()
     )
+    student = _on_a_laptop(quickstart, models["small"], steps=300)
+    return Scale(name="laptop", student=student, small_teacher=small, large_teacher=large)
 
 
-def _on_a_laptop(model: GemmaConfig, steps: int) -> RunConfig:
-    run = RunConfig(
+def laptop_teachers(quickstart: RunConfig) -> dict[str, RunConfig]:
+    """The laptop's teachers by their names: as long as `make train`, and then as long again."""
+    return {
+        name: _on_a_laptop(quickstart, model, steps=2 * quickstart.steps)
+        for name, model in _laptop_models(quickstart).items()
+    }
+
+
+def _laptop_models(quickstart: RunConfig) -> dict[str, GemmaConfig]:
+    """The quickstart's own, and one of half its widths."""
+    large = quickstart.model
+    halves = {name: getattr(large, name) // 2 for name in ("width", "head_dimension", "hidden")}
+    return {"small": replace(large, **halves), "large": large}
+
+
+def _on_a_laptop(quickstart: RunConfig, model: GemmaConfig, *, steps: int) -> RunConfig:
+    run = replace(
+        quickstart,
         folder="runs/ablations/student",
         model=model,
-        data=DataConfig(
-            tokenizer="data/quickstart/tokenizer.model",
-            train=(TokenSource(path="data/quickstart/train"),),
-            held_out=("data/quickstart/held_out",),
-            sequence_length=256,
-            batch_rows=4,
-        ),
-        steps=steps,
-        optimizer=OptimizerConfig(peak_lr=8e-3, final_lr_fraction=0.05),
-        compute=ComputeConfig(dtype="float32", remat="none"),
         evaluation=EvaluationConfig(rows=128),
         checkpoints_kept=1,
         tensorboard=False,
     )
     return for_steps(run, steps)
 
-
-LAPTOP_STUDENT = _small(width=96, heads=3)
-LAPTOP_TEACHER = _small(width=192, heads=3)
-# The laptop's teachers, by their names: as long as `make train`, and then as long again.
-LAPTOP_TEACHERS = {
-    "small": _on_a_laptop(LAPTOP_STUDENT, steps=1500),
-    "large": _on_a_laptop(LAPTOP_TEACHER, steps=1500),
-}
-LAPTOP = Scale(
-    name="laptop",
-    student=_on_a_laptop(LAPTOP_STUDENT, steps=300),
-    small_teacher=Online(
-        weights=f"{TEACHERS}/teacher=small", model=LAPTOP_STUDENT, dtype="float32"
-    ),
-    large_teacher=Online(
-        weights=f"{TEACHERS}/teacher=large", model=LAPTOP_TEACHER, dtype="float32"
-    ),
-)
 
 _POD_RUN = RunConfig(
     folder="runs/ablations/student",

@@ -39,7 +39,12 @@ def identity(config: RunConfig, weights: Weights) -> Identity:
     """Who teaches the run, from `weights` that `open_teacher` gave."""
     teacher = online(config)
     assert teacher is not None, "there are weights of one"
-    digest = sha256(repr(weights.config).encode())
+    told = {  # what is as it always was may be a field that came later
+        field.name: value
+        for field in fields(weights.config)
+        if (value := getattr(weights.config, field.name)) != field.default
+    }
+    digest = sha256(repr(told).encode())
     for name, file in model_files(weights).items():
         digest.update(f"\n{name} {file.stat().length}\n".encode())
         digest.update(_ends(file))

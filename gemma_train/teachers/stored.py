@@ -18,7 +18,7 @@ from gemma_train.errors import require
 from gemma_train.losses.distillation import Distillation, Online, Stored
 from gemma_train.mesh import of_leader
 from gemma_train.metrics.byte_progress import progress
-from gemma_train.metrics.wording import count, transfer
+from gemma_train.metrics.wording import byte_count, count
 from gemma_train.teachers.identity import model_files
 from gemma_train.teachers.online import open_teacher
 
@@ -126,7 +126,7 @@ def _sum(config: RunConfig, say: Callable[[str], None], compares: bool) -> str:
         return line[1]
     size = sum(tensor.bytes for tensor in weights.parameters.values())
     if size > SILENT_BYTES:
-        say(f"reading {transfer(size)} of {teacher.weights}, to tell it from other teachers")
+        say(f"reading {byte_count(size)} of {teacher.weights}, to tell it from other teachers")
     with progress(f"reading {teacher.weights}", size) as advance:
         found = parameters_sha256(weights, advance)
     with suppress(OSError):  # a store may be there to be read only
@@ -148,6 +148,6 @@ def _told(store: TeacherStore) -> str:
     assert origin.parameters is not None
     return (
         f"teacher: {count(origin.parameters)} parameters of {origin.teacher}, stored in "
-        f"{store.folder}: {tokens:,} tokens, {origin.sampler}, {transfer(there.total('bytes'))} "
+        f"{store.folder}: {tokens:,} tokens, {origin.sampler}, {byte_count(there.total('bytes'))} "
         f"({there.total('bytes') / max(tokens, 1):.0f} B a token)"
     )

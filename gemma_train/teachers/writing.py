@@ -29,7 +29,7 @@ from gemma_train.errors import UserError, require
 from gemma_train.losses.distillation import Distillation, taught
 from gemma_train.mesh import is_leader
 from gemma_train.metrics.byte_progress import Advance, progress
-from gemma_train.metrics.wording import count, duration, transfer
+from gemma_train.metrics.wording import byte_count, count, duration
 from gemma_train.model import Gemma
 from gemma_train.placement import needed_rows, place
 from gemma_train.teachers.online import load_teacher
@@ -97,9 +97,9 @@ def check_disk(share: Share, codec: Codec, say: Callable[[str], None]) -> None:
     needed, free = tokens * codec.estimated_bytes, storage.free_bytes(folder)
     told = (
         f"{plan.folder}: {share.left:,} rows to write, {count(tokens)} tokens, "
-        f"about {codec.estimated_bytes} B each, {transfer(needed)}"
+        f"about {codec.estimated_bytes} B each, {byte_count(needed)}"
     )
-    say(told if free is None else f"{told}; {transfer(free)} are free")
+    say(told if free is None else f"{told}; {byte_count(free)} are free")
     require(
         free is None or needed < free,
         f"loss.teacher.folder {plan.folder!r} needs about {needed:,} bytes and its disk has "

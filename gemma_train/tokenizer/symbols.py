@@ -1,7 +1,8 @@
 """Gemma's symbols: the pieces that are given, not learned, at the ids Gemma 3 gives them.
 
-The order of the blocks is the order of the ids, from `<mask>` at 4; byte pieces and learned pieces
-follow (design/gemma.md section 4). A small vocabulary cannot afford every block:
+The order of the blocks is the order of the ids, from `<mask>` at 4 (google-deepmind/gemma,
+gm/text/_tokenizer.py; the rest by counting); byte pieces and learned pieces follow. A small
+vocabulary cannot afford every block:
 
     vocabulary   512 and up   pad .. end_of_turn, a newline, image markers     ids 0..109
                2,048 and up   and all runs of newlines and spaces              ids 0..169
@@ -42,11 +43,6 @@ def given_symbols(vocabulary: int) -> tuple[str, ...]:
     spaces = SPACES if vocabulary >= _RUNS_FROM else ()
     tags = HTML_TAGS if vocabulary >= _TAGS_FROM else ()
     return (*MARKERS, *newlines, *spaces, *tags, *IMAGE_MARKERS)
-
-
-def image_markers_move(vocabulary: int) -> bool:
-    """Whether the vocabulary reaches the ids that Gemma 3 gives the image markers."""
-    return vocabulary >= GEMMA_3_IMAGE_ID + 3
 
 
 def is_layout(piece: str) -> bool:

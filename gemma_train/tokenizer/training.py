@@ -1,8 +1,8 @@
 """Training a SentencePiece tokenizer with Gemma's settings and symbols.
 
 BPE with byte fallback, single digits, no normalisation and whitespace kept, which is what the
-Gemma reports describe (design/gemma.md section 4). The same text gives the same file, byte for
-byte: nothing is sampled, and the number of threads is fixed, since the model file records it.
+Gemma reports describe. The same text gives the same file, byte for byte: nothing is sampled, and
+the number of threads is fixed, since the model file records it.
 """
 
 import io

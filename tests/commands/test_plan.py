@@ -5,6 +5,8 @@ import json
 import pytest
 
 from gemma_train.commands import command_line
+from gemma_train.model.config import SAVABLE
+from gemma_train.planning.compiled import Compiled
 
 CONFIG = """
 from gemma_train.config import *
@@ -16,7 +18,7 @@ config = RunConfig(
         hidden=256, context=256, query_key_norm=True, post_norms=True,
     ),
     data=DataConfig(
-        tokenizer="none", train=(TokenSource(path="none"),), sequence_length=256, batch_rows=8
+        tokenizer="none", train=(TokenSource(path="none"),), sequence_length=256, batch_rows=16
     ),
     steps=1000,
     mesh=MeshConfig(data=4, topology="v5e:2x2"),
@@ -29,6 +31,27 @@ def config(tmp_path) -> str:
     file = tmp_path / "pod.py"
     file.write_text(CONFIG)
     return str(file)
+
+
+# A gradient of four million numbers that all chips sum whole.
+SUMMED_WHOLE = """HloModule jit_step, num_partitions=4
+
+ENTRY %main (p: f32[4000000]) -> f32[4000000] {
+  %p = f32[4000000]{0} parameter(0)
+  ROOT %r = f32[4000000]{0} all-reduce(%p), replica_groups={{0,1,2,3}}, to_apply=%add
+}
+"""
+
+
+@pytest.fixture
+def compiler_gives(monkeypatch):
+    """Puts a compiler in place that makes this program of every step."""
+
+    def put(program: str) -> None:
+        made = Compiled(peak_bytes=10**9, argument_bytes=0, program=program, seconds=1.0)
+        monkeypatch.setattr("gemma_train.commands.plan.compile_for", lambda *_: made)
+
+    return put
 
 
 @pytest.fixture
@@ -155,6 +178,40 @@ def test_a_step_that_does_not_fit_is_told_and_refused(config, capsys):
     assert "the TPU compiler refuses it" in told.out
     line = told.err.strip()
     assert "\n" not in line
-    assert "does not fit the 15.8 GiB of a v5e chip: at least" in line
+    assert "does not fit the 16.9 GB of a v5e chip: at least" in line
     assert line.count(" or ") == 1
     assert "--accumulation" in line
+
+
+def test_a_gate_that_fails_is_named_and_the_code_is_1(tmp_path, config, capsys, compiler_gives):
+    compiler_gives(SUMMED_WHOLE)
+    file = tmp_path / "plan.json"
+    assert command_line.run(["plan", config, "--json", str(file)]) == 1
+    told = capsys.readouterr()
+    assert told.err == (
+        "gemma-train: the compiled step fails 1 of 8 gates: all-reduces of a step: "
+        "docs/pods.md says what each is there for\n"
+    )
+    for part in ("fails: all-reduces of a step: 16 MB, at most 1.07 MB", "chip-hours", "wrote "):
+        assert part in told.out, part
+    gates = {gate["name"]: gate["holds"] for gate in json.loads(file.read_text())["gates"]}
+    assert [name for name, holds in gates.items() if not holds] == ["all-reduces of a step"]
+
+
+def test_gates_that_hold_leave_the_code_0(config, capsys, compiler_gives):
+    compiler_gives(SUMMED_WHOLE.replace("4000000", "4000"))
+    assert command_line.run(["plan", config]) == 0
+    told = capsys.readouterr()
+    assert "all 8 hold" in told.out
+    assert told.err == ""
+
+
+def test_a_search_numbers_its_policies_and_tells_the_found_one_once(config, capsys, compiler_gives):
+    compiler_gives(SUMMED_WHOLE.replace("4000000", "4000"))
+    assert command_line.run(["plan", config, "--lean-remat", "device"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("compiling")] == [
+        "compiling the step for 4 v5e, policy 1 of at most 6: nothing kept ...",
+        f"compiling the step for 4 v5e, policy 2 of at most 6: {len(SAVABLE)} products kept ...",
+    ]
+    assert sum(" ".join(SAVABLE) in line for line in lines) == 1

@@ -73,6 +73,17 @@ def test_a_mesh_that_does_not_divide_the_rows(refused, config):
     assert "data.batch_rows is 4" in refused("train", config, "--mesh.data", "8")
 
 
+def test_a_folder_in_a_bucket_asks_for_what_reaches_it(refused, config, monkeypatch):
+    from importlib.util import find_spec
+
+    absent = ("gcsfs", "tensorflow")
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: None if name in absent else find_spec(name)
+    )
+    told = refused("train", config, "--folder", "gs://bucket/run")
+    assert "'gs://bucket/run' is in a bucket, and gcsfs is not installed: pip install -e" in told
+
+
 def test_a_sequence_longer_than_the_model(refused, config):
     told = refused("train", config, "--data.sequence-length", "128")
     assert "data.sequence_length is 128, longer than model.context, 64" in told

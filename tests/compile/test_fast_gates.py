@@ -15,7 +15,7 @@ from gemma_train.planning.gates import gates
 from gemma_train.planning.memory import BFLOAT16, FLOAT32, layer_parameters, state_bytes
 from gemma_train.planning.program import read, reshapes_of
 from gemma_train.planning.slices import Slices
-from gemma_train.planning.traffic import hops
+from gemma_train.planning.traffic import hops, vocabulary_sums
 
 ONE_SLICE: dict = {}
 TWO_SLICES = {
@@ -92,6 +92,15 @@ def test_the_table_is_gathered_in_two_halves_and_scattered_in_two(changes, step_
     large = [one for one in outside if one.full_bytes > halves // config.accumulation // 3]
     assert step_bytes(large, kind="all-gather") == halves
     assert halves <= step_bytes(large, kind="reduce-scatter") <= 1.02 * halves
+
+
+@PROGRAMS
+def test_chips_that_share_out_the_vocabulary_sum_the_figures_of_tokens_and_no_more(
+    changes, step_of
+):
+    config, _, found = step_of(changes)
+    arrays = [one for one in found if math.prod(one.shape) > 1]
+    assert step_bytes(arrays, kind="all-reduce", axes=("data_minor",)) == vocabulary_sums(config)
 
 
 @PROGRAMS

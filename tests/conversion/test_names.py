@@ -11,7 +11,7 @@ from gemma_train.model import sizes
 from gemma_train.model.config import GemmaConfig
 
 # (layers, width, query heads, key/value heads, head dimension, hidden, rows, parameters):
-# design/gemma.md, sections 1 and 2, without the padding rows of the vocabulary.
+# google-deepmind/gemma, gm/nn/_gemma.py, without the padding rows of the vocabulary.
 PUBLISHED = {
     "GEMMA1_2B": (18, 2048, 8, 1, 256, 16_384, 256_000, 2_506_172_416),
     "GEMMA1_7B": (28, 3072, 16, 16, 256, 24_576, 256_000, 8_537_680_896),
@@ -31,7 +31,7 @@ def of_generation(name: str) -> int:
 
 
 def hugging_face(generation, layers, width, heads, groups, head, hidden, rows) -> dict[str, tuple]:
-    """The shape of every tensor of a text model, by its name: design/gemma.md, section 3.1."""
+    """The shape of every tensor of a text model, by its name in transformers."""
     shapes = {"model.embed_tokens.weight": (rows, width), "model.norm.weight": (width,)}
     layer = {
         "self_attn.q_proj": (heads * head, width),

@@ -2,10 +2,14 @@ import sysconfig
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from etils import epath
 
+from gemma_train.data.config import DataConfig, TokenSource
+from gemma_train.data.example import Batch
+from gemma_train.data.pipeline import batches
 from gemma_train.data.shards import SourceCounts, TokenWriter
 from gemma_train.tokenizer.tokenizer import Tokenizer
 from gemma_train.tokenizer.training import TokenizerConfig, train_tokenizer
@@ -55,3 +59,35 @@ def made_documents() -> Callable[..., list[list[int]]]:
         return [[2, *random.integers(3, VOCABULARY, length).tolist(), 1] for length in lengths]
 
     return make
+
+
+@pytest.fixture
+def config(write_dataset, made_documents, tokenizer, tmp_path) -> DataConfig:
+    """A mixture of two datasets, and held-out text."""
+    one = write_dataset(tmp_path / "one", made_documents(1, count=200), shard_tokens=900)
+    two = write_dataset(tmp_path / "two", made_documents(2, count=90))
+    held_out = write_dataset(tmp_path / "held_out", made_documents(3, count=40))
+    return DataConfig(
+        tokenizer=tokenizer.name,
+        train=(TokenSource(path=one, weight=3), TokenSource(path=two, weight=1)),
+        held_out=(held_out, two),
+        sequence_length=16,
+        batch_rows=6,
+        read_threads=0,
+        prefetch_batches=2,
+    )
+
+
+def take(config: DataConfig, count: int, start_row: int = 0, batch_indices=None) -> list[Batch]:
+    indices = range(config.batch_rows) if batch_indices is None else batch_indices
+    with batches(config, start_row=start_row, batch_indices=indices) as stream:
+        return [next(stream) for _ in range(count)]
+
+
+def assert_equal(found: list[Batch], expected: list[Batch]) -> None:
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def documents_of(folder: str) -> list[np.ndarray]:
+    tokens = np.fromfile(f"{folder}/tokens-00000.bin", "<u4")
+    return np.split(tokens, np.fromfile(f"{folder}/tokens-00000.offsets", "<i8")[1:])

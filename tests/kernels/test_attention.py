@@ -15,21 +15,26 @@ from tests.tolerances import assert_close
 HEAD = 4
 
 
-def sees(query: tuple[int, int], key: tuple[int, int], window: int | None) -> bool:
-    """The rule, of (position, segment) pairs: same document, not later, within the window."""
-    (query_position, query_segment), (key_position, key_segment) = query, key
+def sees(query: tuple[int, int, int], key: tuple[int, int, int], window: int | None) -> bool:
+    """The rule, of (position, segment, image): same document, and not later and within the window
+    or of one image."""
+    (query_position, query_segment, query_image), (key_position, key_segment, key_image) = (
+        query,
+        key,
+    )
     distance = query_position - key_position
-    return query_segment == key_segment and 0 <= distance < (window or np.inf)
+    near = 0 <= distance < (window or np.inf)
+    return query_segment == key_segment and (near or query_image == key_image >= 0)
 
 
-def definition(query, key, value, cotangent, positions, segments, window, soft_cap):
+def definition(query, key, value, cotangent, positions, segments, images, window, soft_cap):
     """(output, gradients of sum(output * cotangent) in query, key, value), pair by pair."""
     query, key, value, cotangent = (np.float64(x) for x in (query, key, value, cotangent))
     output, d_query, d_key, d_value = (np.zeros_like(x) for x in (query, query, key, value))
     batch, length, heads = query.shape[:3]
     group = heads // key.shape[2]
     for b in range(batch):
-        places = list(zip(positions[b], segments[b], strict=True))
+        places = list(zip(positions[b], segments[b], images[b], strict=True))
         for t in range(length):
             seen = [s for s in range(length) if sees(places[t], places[s], window)]
             for n in range(heads):
@@ -54,7 +59,8 @@ class Sample:
 
     def __init__(self, places, heads, key_heads, window, soft_cap, dtype=jnp.float32, sharpness=1):
         random = np.random.default_rng(1)
-        self.positions, self.segments = places
+        self.positions, self.segments = places[:2]
+        self.images = places[2] if len(places) > 2 else None
         self.window, self.soft_cap = window, soft_cap
 
         def draw(heads: int, scale: float = 1.0) -> np.ndarray:
@@ -68,19 +74,21 @@ class Sample:
         self.real = real
         self.cotangent = draw(heads) * real.astype(dtype)
 
+    @property
+    def rule(self):
+        images = np.full_like(self.segments, -1) if self.images is None else self.images
+        return self.positions, self.segments, images, self.window, self.soft_cap
+
     def expected(self):
-        places = (self.positions, self.segments)
-        output, gradients = definition(
-            *self.arrays, self.cotangent, *places, self.window, self.soft_cap
-        )
+        output, gradients = definition(*self.arrays, self.cotangent, *self.rule)
         return (output * self.real, *gradients)
 
     def program(self, implementation):
         """The jitted (output, gradients in query, key and value), and its arguments."""
 
-        def run(query, key, value, cotangent, positions, segments):
+        def run(query, key, value, cotangent, positions, segments, images):
             def form(query, key, value):
-                mask = AttentionMask.of_itself(positions, segments, self.window)
+                mask = AttentionMask.of_itself(positions, segments, self.window, images)
                 return attention(
                     query, key, value, mask, soft_cap=self.soft_cap, implementation=implementation
                 )
@@ -89,10 +97,11 @@ class Sample:
             return (output, *pull(cotangent))
 
         mesh = jax.sharding.get_mesh()
-        arguments = (*self.arrays, self.cotangent, self.positions, self.segments)
-        placed = [
-            jax.device_put(x, NamedSharding(mesh, activation("btnh"[: x.ndim]))) for x in arguments
-        ]
+        arguments = (*self.arrays, self.cotangent, self.positions, self.segments, self.images)
+        placed = jax.tree.map(
+            lambda x: jax.device_put(x, NamedSharding(mesh, activation("btnh"[: x.ndim]))),
+            arguments,
+        )
         return jax.jit(run), placed
 
     def check(self, implementation, tolerance="fp32"):
@@ -113,8 +122,8 @@ def test_the_definition_s_gradients_are_those_of_its_output(packed):
 
     def value(step: float) -> float:
         moved = [x + step * d for x, d in zip(sample.arrays, directions, strict=True)]
-        places = (sample.positions, sample.segments, sample.window, sample.soft_cap)
-        return np.sum(definition(*moved, sample.cotangent, *places)[0] * sample.cotangent)
+        output, _ = definition(*moved, sample.cotangent, *sample.rule)
+        return np.sum(output * sample.cotangent)
 
     slope = sum(np.sum(g * d) for g, d in zip(sample.expected()[1:], directions, strict=True))
     assert slope == pytest.approx((value(1e-5) - value(-1e-5)) / 2e-5, rel=1e-6)
@@ -144,6 +153,52 @@ def test_it_equals_the_definition_with_its_gradients(form, case, mesh_of, packed
     places = packed(2, length, seed=length, mean=mean, padding=padding)
     with mesh_of():
         Sample(places, heads, key_heads, window, soft_cap).check(form)
+
+
+def with_images(places, size: int):
+    """Places with images of `size` soft tokens, one beside the other and some between text."""
+    positions, segments = places
+    images, random = np.full_like(segments, -1), np.random.default_rng(size)
+    for row, segment in zip(images, segments, strict=True):
+        place, number = 0, 0
+        while place + size <= len(row):
+            here = segment[place : place + size]
+            if here[0] > 0 and (here == here[0]).all() and random.random() < 0.6:
+                row[place : place + size] = number
+                place, number = place + size, number + 1
+            else:
+                place += 1
+    assert (images >= 0).any()
+    return positions, segments, images
+
+
+# (form, mesh, length, window, soft tokens of an image, mean document, padded tokens)
+IMAGES = [
+    ("reference", (1, 1, 1), 13, None, 5, 50, 0),
+    ("reference", (1, 1, 1), 13, 4, 4, 9, 2),
+    ("blocked", (1, 1, 1), 13, 4, 4, 50, 0),  # over the border of a block
+    ("blocked", (1, 1, 1), 16, 5, 3, 9, 3),
+    ("blocked", (1, 1, 1), 7, 40, 5, 50, 0),
+    ("reference", (2, 2, 2), 16, None, 5, 50, 3),
+    ("blocked", (2, 2, 2), 16, 3, 3, 9, 3),  # over the border of a shard
+    ("blocked", (1, 2, 4), 16, 7, 6, 50, 0),  # over a whole shard
+    ("auto", (1, 2, 4), 16, 4, 4, 50, 0),
+]
+
+
+@pytest.mark.parametrize(("form", "mesh", "length", "window", "size", "mean", "padding"), IMAGES)
+def test_soft_tokens_see_all_of_their_image(
+    form, mesh, length, window, size, mean, padding, mesh_of, packed
+):
+    places = with_images(packed(8, length, seed=length, mean=mean, padding=padding), size)
+    with mesh_of(*mesh):
+        Sample(places, 4, 2, window, None).check(form)
+
+
+def test_the_kernel_of_tpus_refuses_images(mesh_of, packed):
+    sample = Sample(with_images(packed(1, 128, mean=200), 16), 2, 1, window=None, soft_cap=None)
+    with mesh_of(), pytest.raises(UserError, match=r"compute\.attention is 'splash'"):
+        sample.check("splash")
 
 
 @pytest.mark.parametrize("form", ["reference", "blocked"])

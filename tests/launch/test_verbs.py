@@ -32,7 +32,7 @@ def ready(cloud):
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_a_dry_run_prints_what_the_golden_file_holds(file):
+def test_a_dry_run_prints_what_the_golden_file_holds(cloud, file):
     assert transcript(file) == golden(file).read_text()
 
 

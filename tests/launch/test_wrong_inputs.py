@@ -133,6 +133,43 @@ def test_the_project_may_come_from_the_environment(cloud, monkeypatch):
     assert "--project=their-project" in cloud.lines[0]
 
 
+@pytest.fixture
+def git(cloud, bash):
+    """Runs the system's git, and not the fake, where launch does."""
+    (cloud.folder / "git").unlink()
+
+    def run(*words: str) -> None:
+        subprocess.run(["git", "-c", "user.name=A", "-c", "user.email=a@b", *words], check=True)
+
+    return run
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_source_that_is_not_in_git_is_told_before_machines_are_rented(refused, git, dry):
+    wanted = "launch from a checkout, with a revision that holds configs/gemma3_27b.py\n"
+    told = refused(*FILLED, *dry)
+    assert told.startswith("launch: revision is 'HEAD': git says not a git repository")
+    assert told.endswith(wanted)
+    git("init", "--quiet")
+    git("commit", "--quiet", "--allow-empty", "--message=empty")
+    for verb in ("create", "setup", "babysit"):
+        told = refused(*FILLED, *dry, verb=verb, revision="'v2'")
+        assert told == f"launch: revision is 'v2': git says invalid object name 'v2': {wanted}"
+        told = refused(*FILLED, *dry, verb=verb)
+        assert "'configs/gemma3_27b.py' exists on disk, but not in 'HEAD'" in told
+        assert told.endswith(wanted)
+
+
+@pytest.mark.parametrize("verb", ["run", "status", "logs", "stop", "delete"])
+def test_machines_that_are_there_do_not_ask_for_the_source(cloud, git, verb):
+    cloud.answers("worker.sh logs", "")
+    assert main([verb, ROWS[0], *FILLED]) == 0
+
+
+def test_an_image_holds_its_own_source(cloud, git):
+    assert main(["create", "tests/launch/examples/gke.py", *FILLED]) == 0
+
+
 def test_a_mesh_that_is_not_the_slice_is_refused(refused, monkeypatch):
     mesh = MeshConfig(data=4, runtime="many_processes", topology="v5p:4x4x4")
     monkeypatch.setattr("launch.job.Launch.mesh", mesh)

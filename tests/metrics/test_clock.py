@@ -22,7 +22,6 @@ def test_the_first_step_is_reported_apart(watch):
     clock = StepClock(1000, now=watch)
     watch.seconds += 30
     assert clock.tick() == {"first_step_seconds": 30, "data_wait_seconds": 0}
-    assert clock.averages() == {}
     watch.seconds += 2
     assert clock.tick() == {
         "seconds_per_step": 2,
@@ -56,17 +55,3 @@ def test_a_pause_is_left_out_even_when_it_raises(watch):
         raise OSError
     watch.seconds += 1
     assert clock.tick()["seconds_per_step"] == 2
-
-
-def test_averages_leave_out_the_first_step(watch):
-    clock = StepClock(1000, now=watch)
-    for seconds in (60, 1, 3):
-        with clock.waiting_for_data():
-            watch.seconds += 0.25
-        watch.seconds += seconds - 0.25
-        clock.tick()
-    assert clock.averages() == {
-        "seconds_per_step": 2,
-        "tokens_per_second": 500,
-        "data_wait_seconds": 0.25,
-    }

@@ -7,6 +7,7 @@ import sys
 
 import jax.numpy as jnp
 import pytest
+from etils import epath
 
 from gemma_train.errors import UserError
 from gemma_train.metrics.recorder import Recorder, read
@@ -152,7 +153,7 @@ def test_an_object_store_gets_the_whole_text_again(tmp_path, monkeypatch):
 
     writes = []
     monkeypatch.setattr(recorder.storage, "write_whole", lambda file, text: writes.append(text))
-    file = recorder._open(recorder.storage.path("gs://bucket/run/metrics.jsonl"), "a\n")
+    file = recorder._open(epath.Path("gs://bucket/run/metrics.jsonl"), "a\n")
     file.write("b\n")
     assert writes == ["a\n"]
     file.close()

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
+from jax.extend.core import Literal
 from jax.sharding import reshard
 
 from gemma_train.axes import activation
@@ -36,14 +37,9 @@ COMPUTE = ComputeConfig(dtype="float32", attention="splash", remat="none")
 
 
 def counted_in(jaxpr, times: int = 1) -> Counter:
-    """FLOPs of the matrix products of a program, and how often it calls the attention kernel.
-
-    What gives nothing is no part of it: jax 0.11.2 leaves such calls for XLA to remove.
-    """
+    """FLOPs of the matrix products of a program, and how often it calls the attention kernel."""
     found: Counter = Counter()
-    for equation in jaxpr.eqns:
-        if not equation.outvars:
-            continue
+    for equation in read_equations(jaxpr):
         repeated = times * equation.params.get("length", 1)
         match equation.primitive.name:
             case "dot_general":
@@ -56,6 +52,19 @@ def counted_in(jaxpr, times: int = 1) -> Counter:
             case _:
                 for inner in programs_in(tuple(equation.params.values())):
                     found += counted_in(inner, repeated)
+    return found
+
+
+def read_equations(jaxpr) -> list:
+    """The equations of which something is read.
+
+    jax 0.11.2 leaves others for XLA to remove: the kernel, where what it gave was kept.
+    """
+    found, wanted = [], {one for one in jaxpr.outvars if not isinstance(one, Literal)}
+    for equation in reversed(jaxpr.eqns):
+        if wanted.intersection(equation.outvars):
+            wanted.update(one for one in equation.invars if not isinstance(one, Literal))
+            found.append(equation)
     return found
 
 

@@ -9,8 +9,8 @@ from gemma_train.errors import UserError
 from gemma_train.leaves import by_path
 from gemma_train.model import ComputeConfig, Gemma, GemmaConfig, sizes
 
-# (embedding, body), text only, without padding rows of the vocabulary: design/gemma.md, section 2,
-# which holds the report's rounded figures as well (1B: 302 and 698 million, and so on).
+# (embedding, body), text only, without padding rows of the vocabulary: counted by hand; rounded
+# they are the reports' figures (1B: 302 and 698 million, and so on).
 PARAMETERS = {
     "GEMMA1_2B": (524_288_000, 1_981_884_416),
     "GEMMA1_7B": (786_432_000, 7_751_248_896),

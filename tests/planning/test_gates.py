@@ -4,14 +4,17 @@ from dataclasses import replace
 
 import pytest
 
-from gemma_train.config import load
+from gemma_train.config import MeshConfig, load
 from gemma_train.planning.collectives import Collective
 from gemma_train.planning.gates import (
+    ALL_REDUCE_SHARE,
     LARGEST_PADDING,
     SMALL,
     all_reduce_gates,
     between_slices_gate,
     float32_gather_gate,
+    vocabulary_gates,
+    weight_bytes,
 )
 from gemma_train.planning.memory import padded_gradient_bytes, state_bytes
 
@@ -61,6 +64,21 @@ def test_the_largest_all_reduce_is_one_of_a_scan(pod_run):
     assert all_reduces(pod_run(), **within_a_slice, in_loop=True) == (False, False)
 
 
+def test_figures_of_tokens_that_the_loss_sums_are_meant_and_leave_no_more_room():
+    """270M on sixteen chips, of which four share out the vocabulary: 12.6 MB, and 10.7 allowed."""
+    config = load("configs/gemma3_270m.py")
+    mesh = MeshConfig(data=16, topology="v5e:4x4")
+    config = replace(config, mesh=mesh, accumulation=4)
+    over = {"axes": ("data_minor",), "in_loop": True}
+    figures = replace(SUM, **over, full_bytes=3 * 4 * 4 * 256, executions=1024)
+    allowed = int(ALL_REDUCE_SHARE * weight_bytes(config))
+    assert figures.step_bytes > allowed
+    _, together = all_reduce_gates(config, [figures, replace(SUM, **over, full_bytes=allowed)])
+    assert together.holds
+    _, together = all_reduce_gates(config, [figures, replace(SUM, **over, full_bytes=allowed + 1)])
+    assert not together.holds
+
+
 def test_a_gather_over_replica_alone_is_no_weight(pod_run):
     gathered = replace(SUM, kind="all-gather", full_bytes=1000 * MIB)
     assert float32_gather_gate(pod_run(), [gathered]).holds
@@ -73,6 +91,25 @@ def test_norms_gradients_that_are_summed_together_may_be_gathered():
     gathered = replace(SUM, kind="all-gather", axes=("seq",), full_bytes=4 * 24 * 4 * 80)
     assert float32_gather_gate(config, [gathered]).holds
     assert not float32_gather_gate(config, [replace(gathered, full_bytes=4 * 24 * 4 * 81)]).holds
+
+
+def test_as_many_tokens_as_the_table_has_rows_are_not_taken_for_it(pod_run):
+    """64 rows of 8,192 are 16,384 tokens to a chip, 8,192 in each of two microbatches.
+
+    A chunk of the loss is of four chips: 4,096.
+    """
+    name = "[vocabulary, width] in one piece"
+
+    def told(**changes) -> dict[str, bool]:
+        config = pod_run(**changes)
+        table = f"bf16[{config.model.vocabulary},{config.model.width}]{{1,0}}"
+        program = f"ENTRY %main (p: {table}) -> {table} {{\n  ROOT %p = {table} parameter(0)\n}}\n"
+        return {gate.name: gate.holds for gate in vocabulary_gates(config, program)}
+
+    assert told()[name] is False
+    assert told(model__vocabulary=8192)[name] is False
+    for vocabulary in (4096, 8192, 16_384):
+        assert name not in told(model__vocabulary=vocabulary, accumulation=2)
 
 
 @pytest.mark.parametrize(("name", "found"), [("gemma3_1b", 18.5e6), ("gemma3_4b", 86.0e6)])

@@ -50,3 +50,22 @@ def test_a_limit_that_is_over_and_a_gate_that_fails_are_failures():
     assert failures(step(3.6e9, True)) == ["A: peak is 3.60 GB, at most 3.50"]
     assert failures(step(3.4e9, False)) == ["A: too many"]
     assert failures(None) == ["A: does not fit"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["A", "--layers", "0"], "model.layers is 0: it must be at least 1"),
+        (["A", "--layers", "few"], "argument --layers: invalid int value: 'few'"),
+        (["E"], "case E: choose from A, B, C, D"),
+        (["A", "--write", "no/page.md"], "write is 'no/page.md': name a page that is there"),
+        (["A", "--keep", "no/kept"], "keep is 'no/kept': name a file in a folder that is there"),
+    ],
+)
+def test_a_mistake_is_one_line_before_anything_is_compiled(words, told, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["pod_compile", *words])
+    monkeypatch.setattr(Task, "run_apart", lambda task: pytest.fail("it compiles"))
+    with pytest.raises(SystemExit) as ended:
+        pod_compile.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr() == ("", f"pod_compile: {told}\n")

@@ -41,7 +41,7 @@ def test_a_program_that_cannot_be_read_still_has_its_memory(program, pod_run, pl
     plan = plan_of(pod_run(), compiled)
     lines = told(plan)
     assert sum("could not be read with this libtpu" in line for line in lines) == 1
-    assert any("3 GiB of 15.8 GiB" in line for line in lines)
+    assert any("3.22 GB of 16.9 GB" in line for line in lines)
     assert "Could not be read with this libtpu" in page(plan)
 
 
@@ -57,7 +57,7 @@ def test_the_page_tells_mesh_memory_traffic_time_and_cost(counted, total_of):
         "parameters",
         "moments",
         "gradients",
-        "of 15.8 GiB",
+        "of 16.9 GB",
         "bound by compute · MFU",
         "GFLOPs of the model a token",
         "chip-hours",
@@ -85,13 +85,13 @@ def test_a_plan_without_a_compiler_says_so(counted):
 
 def test_a_refused_plan_tells_by_how_much_and_what_would_do(refused):
     text = "\n".join(told(refused))
-    assert "does not fit: at least 2.55 GiB too much" in text
+    assert "does not fit: at least 2.74 GB too much" in text
     assert refused.changes
     for change in refused.changes:
         assert change.flags in text
     line = refusal(refused)
     assert "\n" not in line
-    assert "at least 2.55 GiB too much" in line
+    assert "at least 2.74 GB too much" in line
     assert " or ".join(change.flags for change in refused.changes) in line
 
 

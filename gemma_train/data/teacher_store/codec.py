@@ -30,7 +30,7 @@ _FLOOR, _SUM = np.dtype("<f4"), np.dtype("<f2")
 _LEVEL = 1  # of zstandard: higher ones look for repeats where there are none, and code no better
 
 
-class Targets(NamedTuple):
+class RowTargets(NamedTuple):
     """What a record holds of a row of t tokens, n of which carry loss."""
 
     tokens: np.ndarray  # int32 [t]: the row's own ids
@@ -73,7 +73,7 @@ class Codec:
         frames = [compressor.compress(np.ascontiguousarray(plane).tobytes()) for plane in planes]
         return np.array([len(frame) for frame in frames], "<u4").tobytes() + b"".join(frames)
 
-    def decode(self, record: bytes) -> Targets:
+    def decode(self, record: bytes) -> RowTargets:
         """What `encode` was given, weights within the codes' precision. Damage is found."""
         frames = iter(self._frames(record))
         taught = np.unpackbits(_read(next(frames), -(-self.length // 8)), count=self.length) > 0
@@ -89,7 +89,7 @@ class Codec:
             raise ValueError("it holds ids beyond the vocabulary")
         codes = _read(next(frames), size * (self.weights != "equal"))
         weights = self._weights(codes.reshape(-1, self.candidates), floors, sums, shape)
-        return Targets(
+        return RowTargets(
             tokens=tokens,
             taught=taught,
             candidates=ids.astype(np.int32),

@@ -13,7 +13,7 @@ import numpy as np
 
 from gemma_train import storage
 from gemma_train.data.example import Row
-from gemma_train.data.teacher_store.codec import Codec, Targets
+from gemma_train.data.teacher_store.codec import Codec, RowTargets
 from gemma_train.data.teacher_store.shards import (
     AGAIN,
     check_size,
@@ -72,7 +72,7 @@ class TeacherStore:
             "taught=False"
         )
 
-    def read(self, dataset: int, number: int) -> Targets:
+    def read(self, dataset: int, number: int) -> RowTargets:
         """The targets of a row. Raises `UserError` where they are damaged or not here."""
         key = int(row_keys(np.array([[dataset, number]]))[0])
         place = int(np.searchsorted(self._keys, key))

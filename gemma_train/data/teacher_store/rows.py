@@ -4,8 +4,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gemma_train.data.pipeline import DataConfig, TrainingRows, training_rows
+from gemma_train.data.config import DataConfig
 from gemma_train.data.shards import sidecar_sha256
+from gemma_train.data.streams import TrainingRows, training_rows
 from gemma_train.data.teacher_store.reading import TeacherStore
 from gemma_train.data.teacher_store.shards import Order, TaughtDataset, row_keys
 from gemma_train.errors import require
@@ -73,7 +74,7 @@ def missing_rows(config: DataConfig, store: TeacherStore, stream_rows: int) -> i
 
 
 def _missing(stream: TrainingRows, component: int, stream_rows: int) -> int:
-    teacher = stream.teachers[component]
+    teacher = stream.components[component].teacher
     assert teacher is not None
     return teacher.store.missing(teacher.dataset, stream.distinct(component, stream_rows))
 

@@ -235,7 +235,7 @@ def read_description(folder: str) -> Description:
         )
 
 
-def differences(there: Origin, here: Origin) -> list[str]:
+def disagreements(there: Origin, here: Origin) -> list[str]:
     """'field X there, Y here' of every field that differs; what is not known here is not compared.
 
     A teacher is its parameters, whatever folder they lie in.
@@ -249,7 +249,7 @@ def differences(there: Origin, here: Origin) -> list[str]:
 
 def check_origin(folder: str, there: Origin, here: Origin) -> None:
     """Raise `UserError`, naming both values, unless all that is known here agrees."""
-    found = differences(there, here)
+    found = disagreements(there, here)
     require(
         not found,
         f"teacher store {folder!r} is not the config's ({'; '.join(found[:3])}): make the config "

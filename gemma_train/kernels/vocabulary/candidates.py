@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from gemma_train.axes import activation
+from gemma_train.kernels.vocabulary.running_sum import running_sum
 from gemma_train.kernels.vocabulary.split import (
     chunks,
     first_row,
@@ -178,11 +179,11 @@ def _with_replacement(
     A shard finds those that lie among its own ids, by the sums of the shards before it.
     """
     powers_cv = jnp.exp(logits_cv - _peak(logits_cv, rows)[:, None])
-    running_cv = jnp.cumsum(powers_cv, axis=1)
-    below_c, total_c = jnp.zeros_like(running_cv[:, -1]), running_cv[:, -1]
-    until_c = total_c
+    running = running_sum(powers_cv)
+    total_c = until_c = running.total_c
+    below_c = jnp.zeros_like(total_c)
     if rows:
-        sums = jax.lax.all_gather(running_cv[:, -1], tuple(rows))  # [shard, c]
+        sums = jax.lax.all_gather(total_c, tuple(rows))  # [shard, c]
         sums = jnp.cumsum(sums, axis=0)
         shard, total_c = jax.lax.axis_index(tuple(rows)), sums[-1]
         until_c = sums[shard]
@@ -190,9 +191,8 @@ def _with_replacement(
     numbers_q = jnp.arange(sampler.candidates, dtype=jnp.uint32)
     wanted_cq = uniforms(draws_c, numbers_q) * total_c[:, None]
     is_here_cq = (below_c[:, None] <= wanted_cq) & (wanted_cq < until_c[:, None])
-    find = jax.vmap(partial(jnp.searchsorted, side="right"))
-    places_cq = find(running_cv, wanted_cq - below_c[:, None])
-    places_cq = jnp.clip(places_cq, 0, logits_cv.shape[1] - 1).astype(jnp.int32)
+    places_cq = running.places(wanted_cq - below_c[:, None])
+    places_cq = jnp.minimum(places_cq, logits_cv.shape[1] - 1)
     logits_cq = jnp.take_along_axis(logits_cv, places_cq, axis=1)
     found = jnp.where(is_here_cq, places_cq + first, 0), jnp.where(is_here_cq, logits_cq, 0.0)
     return scattered(found[0], rows), scattered(found[1], rows)

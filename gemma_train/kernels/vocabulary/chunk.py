@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gemma_train.kernels.vocabulary.soft_target import Dense, soft_target
+from gemma_train.kernels.vocabulary.soft_target import DenseTarget, soft_target
 from gemma_train.kernels.vocabulary.terms import ChunkTargets, LossTerms
 
 
@@ -85,7 +85,7 @@ def soft_chunk(
     logits_cv /= terms.temperature
     dot_c, mass_c = target.sums(logits_cv)
     if terms.student == "candidates":
-        assert isinstance(target, Dense)
+        assert isinstance(target, DenseTarget)
         logits_cv = jnp.where(target.target_cv > 0.0, logits_cv, -jnp.inf)
     powers_cv, normalizer_c, denominator_c = _softmax(logits_cv, rows)
     if rows:

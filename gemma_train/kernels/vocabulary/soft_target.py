@@ -32,7 +32,7 @@ def sent(targets: Targets, terms: LossTerms, dtype: jax.typing.DTypeLike) -> Tar
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dense:
+class DenseTarget:
     """Targets as an array over this device's rows of the table, and the text's token beside it."""
 
     target_cv: jax.Array
@@ -51,7 +51,7 @@ class Dense:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scattered:
+class ScatteredTarget:
     """Targets as they come: ids that count from this device's first row, and their weights."""
 
     candidates_cq: jax.Array
@@ -72,7 +72,7 @@ class Scattered:
 
 def soft_target(
     targets: ChunkTargets, rows: int, dtype: jax.typing.DTypeLike, terms: LossTerms
-) -> Dense | Scattered:
+) -> DenseTarget | ScatteredTarget:
     """The target of a chunk over `rows` rows of the table.
 
     In bfloat16 the one-hot form rounds the weights, and the sums of equal candidates once more;
@@ -88,20 +88,20 @@ def soft_target(
         if (weights_c := targets.hard_weights_c) is not None:
             is_token_cv = _is_token(target_cv, targets.hard_c)
             target_cv += jnp.where(is_token_cv, weights_c[:, None], 0.0)
-        return Dense(target_cv=target_cv)
+        return DenseTarget(target_cv=target_cv)
     found = _joined(targets)
     if terms.student == "full":
         return found
-    return Dense(target_cv=_added(nothing_cv, found.candidates_cq, found.probabilities_cq))
+    return DenseTarget(target_cv=_added(nothing_cv, found.candidates_cq, found.probabilities_cq))
 
 
-def _joined(targets: ChunkTargets) -> Scattered:
+def _joined(targets: ChunkTargets) -> ScatteredTarget:
     """Candidates, and where it has a weight the text's token as one more."""
     ids, weights = [targets.candidates_cq], [targets.probabilities_cq]
     if targets.hard_weights_c is not None:
         ids, weights = [*ids, targets.hard_c[:, None]], [*weights, targets.hard_weights_c[:, None]]
     ids, weights = ([x for x in parts if x is not None] for parts in (ids, weights))
-    return Scattered(
+    return ScatteredTarget(
         candidates_cq=jnp.concatenate(ids, axis=1),
         probabilities_cq=jnp.concatenate(weights, axis=1),
     )

@@ -12,16 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gemma_train.data.config import DataConfig, TokenSource
 from gemma_train.data.example import Row, padding
-from gemma_train.data.pipeline import (
-    DataConfig,
-    TokenSource,
-    batches,
-    listed_batches,
-    training_rows,
-)
+from gemma_train.data.pipeline import batches, listed_batches
 from gemma_train.data.rows import Rows
 from gemma_train.data.shards import TokenDataset
+from gemma_train.data.streams import training_rows
 from gemma_train.data.teacher_store import reading
 from gemma_train.data.teacher_store.codec import codec
 from gemma_train.data.teacher_store.plan import Plan, plan_of

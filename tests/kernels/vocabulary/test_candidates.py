@@ -1,21 +1,23 @@
 """A teacher's candidates: samplers against their definitions, their bias, and any mesh."""
 
 import functools
+import math
 from statistics import NormalDist
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding
 
 from gemma_train.axes import activation
 from gemma_train.kernels.vocabulary.candidates import draw, draw_from_logits, uniforms
+from gemma_train.kernels.vocabulary.running_sum import LANES
 from gemma_train.samplers import Counts, Dense, Gumbel, Multinomial, Priority, TopK
-from gemma_train.zero3 import axes_of, split
+from gemma_train.zero3 import axes_of
+from tests.kernels.vocabulary.autodiff import LENGTH, ROWS, in_place
 from tests.tolerances import assert_close
 
-ROWS, LENGTH, VOCABULARY, KEPT = 8, 12, 40, 6
+VOCABULARY, KEPT = 40, 6
 ALL = [
     TopK(candidates=KEPT),
     TopK(candidates=KEPT, recall=0.9),
@@ -37,14 +39,6 @@ def sample(width: int, seed: int = 0):
     states = np.float32(random.normal(size=(ROWS, LENGTH, width)))
     table = np.float32(random.normal(size=(VOCABULARY, width)))
     return states, table, random.integers(0, 2**32, (ROWS, LENGTH), dtype=np.uint32)
-
-
-def place(arrays, *, whole: bool = False):
-    """The arrays where a run holds them."""
-    mesh = jax.sharding.get_mesh()
-    table_spec = activation("vd") if whole else split("vd", arrays[1].shape, mesh.shape)
-    specs = activation("btd"), table_spec, activation("bt")
-    return [jax.device_put(x, NamedSharding(mesh, s)) for x, s in zip(arrays, specs, strict=True)]
 
 
 def drawn(arrays, sampler, *, temperature=1.0, soft_cap=None, chunk=1000):
@@ -115,7 +109,7 @@ def by_definition(sampler, logits, draws):
 def test_a_sampler_gives_what_it_is_defined_to_give(sampler, chunk, mesh_of):
     arrays, changes = sample(12), {"temperature": 1.7, "soft_cap": 5.0}
     with mesh_of():
-        found = drawn(place(arrays), sampler, chunk=chunk, **changes)
+        found = drawn(in_place(arrays), sampler, chunk=chunk, **changes)
     kept = VOCABULARY if isinstance(sampler, Dense) else KEPT
     assert found[0].shape == found[1].shape == (ROWS, LENGTH, kept)
     dense = targets(*(x.reshape(-1, kept) for x in found), VOCABULARY)
@@ -139,11 +133,11 @@ SPLITS = [
 def test_on_any_mesh_the_same_is_drawn(mesh, width, rows, sampler, mesh_of):
     arrays, changes = sample(width), {"temperature": 1.7, "soft_cap": 5.0, "chunk": 5}
     with mesh_of():
-        one = drawn(place(arrays), sampler, **changes)
+        one = drawn(in_place(arrays), sampler, **changes)
     with mesh_of(*mesh):
-        placed = place(arrays)
+        placed = in_place(arrays)
         assert axes_of(placed[1])[0] == rows
-        for table in (placed, place(arrays, whole=True)):
+        for table in (placed, in_place(arrays, whole=True)):
             many = drawn(table, sampler, **changes)
             np.testing.assert_array_equal(many[0], one[0])
             assert_close(many[1], one[1], "fp32")
@@ -154,8 +148,8 @@ def test_a_row_draws_the_same_wherever_it_stands(sampler, mesh_of):
     states, table, draws = sample(12)
     order = np.random.default_rng(1).permutation(ROWS)
     with mesh_of():
-        straight = drawn(place((states, table, draws)), sampler, chunk=7)
-        shuffled = drawn(place((states[order], table, draws[order])), sampler, chunk=7)
+        straight = drawn(in_place((states, table, draws)), sampler, chunk=7)
+        shuffled = drawn(in_place((states[order], table, draws[order])), sampler, chunk=7)
     for one, other in zip(straight, shuffled, strict=True):
         np.testing.assert_array_equal(one[order], other)
 
@@ -166,7 +160,7 @@ def test_equal_logits_give_way_to_the_lower_id_on_any_mesh(mesh_of):
     for mesh in ((1, 1, 1), (1, 4, 2), (1, 8, 1)):
         with mesh_of(*mesh):
             candidates, probabilities = drawn(
-                place((states, table, draws)), TopK(candidates=KEPT), chunk=5
+                in_place((states, table, draws)), TopK(candidates=KEPT), chunk=5
             )
         assert (candidates == np.arange(KEPT)).all()
         assert_close(probabilities, np.full(probabilities.shape, 1 / KEPT), "fp32")
@@ -177,7 +171,7 @@ def test_extreme_logits_stay_finite_and_states_of_padding_too(sampler, mesh_of):
     states, table, draws = sample(12)
     states[0], states[1] = 0.0, 1e4 * states[1]
     with mesh_of(1, 4, 2):
-        candidates, probabilities = drawn(place((states, table, draws)), sampler, chunk=5)
+        candidates, probabilities = drawn(in_place((states, table, draws)), sampler, chunk=5)
     assert ((candidates >= 0) & (candidates < VOCABULARY)).all()
     assert np.isfinite(probabilities).all()
     assert (probabilities >= 0).all()
@@ -251,12 +245,13 @@ def test_priority_varies_less_than_counts():
 
 @pytest.mark.parametrize("sampler", ALL[:-1], ids=name)
 def test_no_array_of_tokens_by_vocabulary_is_ever_held(sampler, mesh_of, largest_arrays):
-    def largest(chunk: int) -> int:
+    def sizes(chunk: int) -> set[int]:
         run = functools.partial(draw, sampler=sampler, temperature=1.0, soft_cap=None, chunk=chunk)
-        shapes = largest_arrays(jax.jit(run).lower(*place(sample(12))).compile().as_text())
-        return max(np.prod(shape) for shape in shapes)
+        shapes = largest_arrays(jax.jit(run).lower(*in_place(sample(12))).compile().as_text())
+        return {math.prod(shape) for shape in shapes}
 
+    tokens = ROWS * LENGTH
+    whole = {tokens * VOCABULARY, tokens * LANES}  # as it is, or in whole blocks
     with mesh_of():
-        assert largest(chunk=ROWS * LENGTH) >= ROWS * LENGTH * VOCABULARY
-        # What is left is the states, which come as an argument.
-        assert largest(chunk=8) == ROWS * LENGTH * 12
+        assert sizes(chunk=tokens) & whole
+        assert not sizes(chunk=8) & whole

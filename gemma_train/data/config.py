@@ -1,0 +1,52 @@
+"""What is read and how: the mixture to train on, the held-out text, rows, batches, threads."""
+
+import math
+from dataclasses import dataclass
+
+from gemma_train.errors import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenSource:
+    """A dataset of the training mixture."""
+
+    path: str  # folder of a dataset that gemma-train prepare wrote, such as data/quickstart/train
+    weight: float = 1.0  # share of the rows, relative to the other sources; 0 leaves it out
+    taught: bool = True  # whether a distilled run's teacher speaks of its rows, or the text alone
+
+    def __post_init__(self):
+        require(
+            math.isfinite(self.weight) and self.weight >= 0,
+            f"weight of {self.path!r} is {self.weight}: must be 0 or more",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is read and how."""
+
+    tokenizer: str  # path of the SentencePiece model that the datasets were made with
+    train: tuple[TokenSource, ...]  # the mixture to train on
+    held_out: tuple[str, ...] = ()  # folders of the datasets to evaluate on
+    sequence_length: int = 2_048  # tokens in a row
+    batch_rows: int = 8  # rows (sequences) in a step, over all devices
+    shuffle_seed: int = 0  # another seed is another order of the same rows
+    read_threads: int = 2  # threads that read batches ahead, per process; 0 reads when asked
+    prefetch_batches: int = 8  # batches read ahead, per process
+    worker_processes: int = 0  # processes that read ahead; 0 uses the threads alone
+
+    def __post_init__(self):
+        require(
+            isinstance(self.train, tuple) and any(source.weight for source in self.train),
+            f"data.train is {self.train!r}: give a tuple with a TokenSource of weight above 0",
+        )
+        require(
+            isinstance(self.held_out, tuple),
+            f"data.held_out is {self.held_out!r}: give a tuple of folders, as in ('data/x',)",
+        )
+        for name in ("sequence_length", "batch_rows", "prefetch_batches"):
+            value = getattr(self, name)
+            require(value >= 1, f"data.{name} is {value}: must be at least 1")
+        for name in ("shuffle_seed", "read_threads", "worker_processes"):
+            value = getattr(self, name)
+            require(value >= 0, f"data.{name} is {value}: must be 0 or more")

@@ -1,0 +1,1 @@
+"""Images ahead of training: found, decoded, encoded once, and kept as embeddings."""
