@@ -19,6 +19,7 @@ from gemma_train.config import RunConfig
 from gemma_train.model.config import GemmaConfig
 from gemma_train.model.remat import products
 from gemma_train.teachers.online import online, teacher_model, untrained_teacher
+from gemma_train.teachers.stored import stored
 from gemma_train.training.state import initial_state
 from gemma_train.zero3 import split
 
@@ -50,7 +51,7 @@ class ActivationBytes:
     weights: int  # gathered weights of a layer, of the next one, and the gradient
     logits: int  # a chunk of them, or the table's columns and gradient
     accumulator: int  # the sum over microbatches beside the gradient of one
-    candidates: int = 0  # a microbatch's, of a teacher
+    candidates: int = 0  # a teacher's, of a microbatch; a store's, of the step
     teacher: int = 0  # one that runs in the step, at work: a layer, or its logits
 
     @property
@@ -166,8 +167,19 @@ def _inside(model: GemmaConfig) -> int:
     return 4 * model.width + 2 * heads + 4 * model.hidden
 
 
+def stored_bytes(config: RunConfig) -> int:
+    """Ids and weights that a store brings with a step's tokens of a chip; 0 without one."""
+    return config.accumulation * _microbatch_bytes(config) if stored(config) else 0
+
+
 def _candidate_bytes(config: RunConfig) -> int:
-    """Ids and weights of a microbatch's tokens."""
+    """Ids and weights of a microbatch's tokens, and beside them a store's of the whole step."""
+    if config.accumulation == 1:
+        return _microbatch_bytes(config)
+    return _microbatch_bytes(config) + stored_bytes(config)
+
+
+def _microbatch_bytes(config: RunConfig) -> int:
     return chip_tokens(config) * config.candidates * (INT32 + FLOAT32)
 
 

@@ -16,6 +16,7 @@ from gemma_train.planning.memory import (
     chip_tokens,
     kept_bytes,
     layer_parameters,
+    stored_bytes,
     table_parts,
 )
 from gemma_train.samplers import Counts, Multinomial, Priority
@@ -24,7 +25,7 @@ from gemma_train.teachers.online import online, teacher_model
 
 @dataclass(frozen=True, kw_only=True)
 class Traffic:
-    """Bytes that a chip sends in a step: within its slice, between slices, to its host."""
+    """Bytes of a step that a chip sends within its slice, between slices, to and from its host."""
 
     ici_bytes: float
     dcn_bytes: float
@@ -151,7 +152,7 @@ def expected_traffic(config: RunConfig, state: StateBytes) -> Traffic:
     Layers whose window lies within a shard send its last keys and values to the right, and get
     their gradients back. What is gathered is sent but for a chip's own part, and sent back once as
     a gradient; gradients are summed over replica on the shard; offloaded activations go to the host
-    and come back.
+    and come back; a store's candidates come from it.
     """
     mesh, gathered = config.mesh, expected_gathers(config)
     split, rows = mesh.data * mesh.seq, table_parts(config)
@@ -176,7 +177,7 @@ def expected_traffic(config: RunConfig, state: StateBytes) -> Traffic:
         + _teacher_bytes(config)
         + 2 * state.gradients * (within - 1) / within,
         dcn_bytes=2 * state.gradients * (slices - 1) / slices,
-        host_bytes=2 * kept_bytes(config, config.compute.offloaded),
+        host_bytes=2 * kept_bytes(config, config.compute.offloaded) + stored_bytes(config),
     )
 
 

@@ -51,6 +51,23 @@ recipe = Recipe(
 )
 """
 
+DISTILLED = """
+from dataclasses import replace
+from gemma_train.config import Distillation, Online, Priority, Stored, TopK, load
+
+run = load({run!r})
+config = replace(
+    run,
+    folder={folder!r},
+    loss=Distillation(
+        teacher=Stored(folder={store!r}, weights={weights!r}, dtype="float32"),
+        sampler={sampler},
+        chunk=64,
+    ),
+)
+"""
+SHARDS = ("--shard-tokens", "256")  # 4 rows of 64 tokens: 12 shards of the run's 48 rows
+
 
 def command(*words: str) -> list[str]:
     return [sys.executable, "-m", "gemma_train", *words]
@@ -107,3 +124,45 @@ def finished_run(tmp_path_factory, write_config, gemma_train) -> tuple[Path, str
     assert done.returncode == 0, done.stderr
     assert "unigram entropy" in done.stdout
     return folder, config
+
+
+@pytest.fixture
+def write_distilled(tmp_path, finished_run):
+    """Writes the config of a student of the finished run, and returns its path."""
+    folder, run = finished_run
+
+    def write(name: str = "student", *, store: Path, sampler="TopK(candidates=16)", weights=None):
+        file = tmp_path / f"{name}.py"
+        text = DISTILLED.format(
+            run=run,
+            folder=str(tmp_path / name),
+            store=str(store),
+            weights=str(weights or folder),
+            sampler=sampler,
+        )
+        file.write_text(text)
+        return str(file)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def whole_store(tmp_path_factory, finished_run, gemma_train) -> tuple[Path, str]:
+    """(store, config) of a pass that nothing disturbed."""
+    folder, run = finished_run
+    place = tmp_path_factory.mktemp("teachers")
+    config = place / "whole.py"
+    config.write_text(
+        DISTILLED.format(
+            run=run,
+            folder=str(place / "student"),
+            store=str(place / "whole"),
+            weights=str(folder),
+            sampler="TopK(candidates=16)",
+        )
+    )
+    done = gemma_train("teacher", str(config), *SHARDS)
+    assert done.returncode == 0, done.stderr
+    assert "48 rows to write" in done.stdout
+    assert "B a token" in done.stdout
+    return place / "whole", str(config)

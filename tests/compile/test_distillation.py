@@ -7,6 +7,7 @@ import pytest
 from gemma_train.mesh import MeshConfig
 from gemma_train.planning.compiled import Compiled
 from gemma_train.planning.gates import gates
+from gemma_train.planning.memory import state_bytes, stored_bytes
 from gemma_train.planning.program import read, reshapes_of
 from gemma_train.planning.slices import Slices
 
@@ -90,6 +91,17 @@ def test_every_gate_of_a_distilled_step_holds(distilled_run, compiled_step):
     slices = Slices.named(config.mesh.topology, config.mesh.slices)
     found = gates(config, slices, compiled)
     assert [gate.told for gate in found if not gate.holds] == []
+
+
+def test_a_stores_candidates_are_counted_once(distilled_run, compiled_step):
+    """Among the arguments: ids and weights of all of a step's tokens, of a chip."""
+    config = distilled_run
+    compiled, state = compiled_step(config), state_bytes(config)
+    tokens = config.step_tokens // config.mesh.devices
+    text = 5 * 4 * tokens  # ids, targets, positions, segments, weights
+    found = compiled.argument_bytes - state.parameters - state.moments - text
+    assert stored_bytes(config) == 24 * (4 + 4) * tokens
+    assert 1 <= found / stored_bytes(config) < 1.25, "or tiles are padded, or something is twice"
 
 
 def test_neither_logits_nor_targets_are_ever_whole(distilled_run, compiled_step):

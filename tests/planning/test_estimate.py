@@ -171,6 +171,8 @@ def test_a_teacher_in_the_step_is_counted_and_one_beforehand_is_not(pod_run):
     assert soft == plain.step_tokens / 32 * 4 * (256 * (4 + 2) + 4)
     assert sent[1] == sent[2] == pytest.approx(sent[0] + soft * 3 / 4)
     assert sent[2] < sent[3]
+    come = [expected_traffic(c, state_bytes(c)).host_bytes for c in (plain, stored, whole, split)]
+    assert come == [0, plain.step_tokens / 32 * 256 * (4 + 4), 0, 0]
     moved = [hbm_bytes(c, state_bytes(c)) for c in (plain, stored, whole, split)]
     assert moved[0] < moved[1] < moved[2] < moved[3]
     assert teacher_gathers(plain).total == teacher_gathers(whole).total == 0

@@ -6,9 +6,9 @@ from dataclasses import replace
 import jax
 import pytest
 
-from gemma_train.config import Distillation, Online, Priority
+from gemma_train.config import Distillation, Online, Priority, Stored
 from gemma_train.mesh import make_mesh
-from gemma_train.planning.memory import activation_bytes, state_bytes
+from gemma_train.planning.memory import activation_bytes, state_bytes, stored_bytes
 from gemma_train.teachers.online import abstract_teacher
 from gemma_train.training.state import initial_state
 
@@ -77,5 +77,22 @@ def test_a_teachers_bytes_are_those_that_lie_on_a_device(sharding, pod_run):
     assert counted.teacher == lying
     assert counted.total - lying == state_bytes(plain).total
     assert activation_bytes(config).teacher > 0 == activation_bytes(plain).teacher
-    tokens = plain.step_tokens // 8
-    assert activation_bytes(config).candidates == tokens * 64 * (4 + 4)
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_candidates_are_a_microbatchs_and_a_stores_all_of_the_step(accumulation, pod_run):
+    """A store's come with the batch, which stays while its microbatches are taken from it."""
+    plain = pod_run(accumulation=accumulation)
+    online, stored = (
+        replace(plain, loss=Distillation(teacher=teacher, sampler=Priority(candidates=64)))
+        for teacher in (
+            Online(weights="nowhere", model=plain.model),
+            Stored(folder="nowhere", weights="nowhere"),
+        )
+    )
+    step = plain.step_tokens // plain.mesh.devices * 64 * (4 + 4)
+    assert stored_bytes(plain) == stored_bytes(online) == activation_bytes(plain).candidates == 0
+    assert stored_bytes(stored) == step
+    assert activation_bytes(online).candidates == step / accumulation
+    beside = step / accumulation if accumulation > 1 else 0
+    assert activation_bytes(stored).candidates == step + beside
