@@ -190,8 +190,9 @@ def vocabulary_gates(config: RunConfig, program: str | Program) -> list[Gate]:
     """No table in one piece, and no more logits at one time than a chunk's.
 
     Arrays are known by an axis of the vocabulary's length, or of the rows that a chip holds; soft
-    targets by two, the blocks of those rows and the rows of a block. Where as many tokens stand
-    side by side as there are rows, their states look like the table: nothing is said of it then.
+    targets by two, the blocks of those rows and the rows of a block. Where another axis is as long
+    as the vocabulary, be it of tokens or of a weight, its arrays look like the table: nothing is
+    said of it then.
     """
     teacher, model, split = online(config), config.model, config.mesh.data * config.mesh.seq
     models = [one for one in (model, teacher_model(config)) if one]
@@ -212,13 +213,25 @@ def vocabulary_gates(config: RunConfig, program: str | Program) -> list[Gate]:
     }
     if teacher is not None and teacher.sharding == "whole":  # its table is meant to be whole
         parts = {model.width: parts[model.width]} if models[1].width != model.width else {}
-    tables = {model.vocabulary * width for width, rows in parts.items() if rows > 1}
-    whole = [array for array in arrays if array.elements in tables]
+    tables = {model.vocabulary * width: part for width, part in parts.items() if part > 1}
+    whole = [
+        array
+        for array in arrays
+        if (part := tables.get(array.elements))
+        and (
+            model.vocabulary in array.shape
+            or {part, model.vocabulary // part}.issubset(array.shape)
+        )
+    ]
     logits = [array for array in arrays if array.elements not in of_table]
     tokens = chip_tokens(config)
     chunk = min(config.loss.chunk, tokens)
     found = [_array_gate("logits at one time", logits, FLOAT32 * chunk * model.vocabulary)]
-    if model.vocabulary not in (tokens, tokens * config.accumulation, chunk * table_parts(config)):
+    others = [tokens, tokens * config.accumulation, chunk * table_parts(config)]
+    for one in models:
+        heads = one.query_heads, one.key_value_heads, 2 * one.key_value_heads
+        others += [one.hidden, 2 * one.hidden, *(one.head_dimension * count for count in heads)]
+    if model.vocabulary not in others:
         found.insert(0, _array_gate("[vocabulary, width] in one piece", whole, 0))
     return found
 

@@ -112,6 +112,30 @@ def test_as_many_tokens_as_the_table_has_rows_are_not_taken_for_it(pod_run):
         assert name not in told(model__vocabulary=vocabulary, accumulation=2)
 
 
+SMALL_TABLE = {"model__vocabulary": 4096, "model__width": 128, "mesh__data": 4}
+
+
+@pytest.mark.parametrize(
+    ("shape", "holds"),
+    [
+        ("4096,128", False),
+        ("2,2048,128", False),
+        ("4,2048,1,64", True),  # rows of 2,048 tokens, as many as a part of the table has rows
+    ],
+)
+def test_the_table_is_known_by_all_its_rows_or_by_its_parts(pod_run, shape, holds):
+    program = f"ENTRY %main () -> bf16[{shape}] {{\n  ROOT %r = bf16[{shape}] iota()\n}}\n"
+    gates = {gate.name: gate for gate in vocabulary_gates(pod_run(**SMALL_TABLE), program)}
+    assert gates["[vocabulary, width] in one piece"].holds is holds
+
+
+def test_a_weight_as_long_as_the_vocabulary_is_not_taken_for_the_table(pod_run):
+    """Gate and up of a feed-forward of 2,048 are, side by side, 4,096 columns."""
+    program = "ENTRY %main () -> f32[2] {\n  ROOT %r = f32[2] iota()\n}\n"
+    assert len(vocabulary_gates(pod_run(**SMALL_TABLE, model__hidden=2048), program)) == 1
+    assert len(vocabulary_gates(pod_run(**SMALL_TABLE, model__hidden=1536), program)) == 2
+
+
 @pytest.mark.parametrize(("name", "found"), [("gemma3_1b", 18.5e6), ("gemma3_4b", 86.0e6)])
 def test_between_slices_a_shard_may_be_padded_to_tiles_and_not_summed_twice(name, found):
     config = load(f"configs/{name}.py")

@@ -24,6 +24,7 @@ from gemma_train.kernels.vocabulary.split import (
     scattered,
     whole_rows,
 )
+from gemma_train.mesh import on_tpu
 from gemma_train.samplers import Counts, Dense, Gumbel, Multinomial, Priority, Sampler, TopK
 from gemma_train.zero3 import axes_of
 
@@ -158,8 +159,11 @@ def _largest(
     if isinstance(sampler, TopK) and sampler.recall < 1.0:
         scores_cq, places_cq = jax.lax.approx_max_k(scores_cv, here, recall_target=sampler.recall)
     else:
-        # Sliced before it is whole, TPUs would sort all of it: 4 GiB at [1024, 262144], not 1.
-        scores_cq, places_cq = jax.lax.optimization_barrier(jax.lax.top_k(scores_cv, here))
+        scores_cq, places_cq = jax.lax.top_k(scores_cv, here)
+        if on_tpu():
+            # Sliced before it is whole, TPUs would sort all of it: 4 GiB at [1024, 262144], not 1.
+            # On CPUs, where it changes nothing, XLA of jaxlib 0.11.2 dies of it.
+            scores_cq, places_cq = jax.lax.optimization_barrier((scores_cq, places_cq))
     logits_cq = jnp.take_along_axis(logits_cv, places_cq, axis=1)
     if not rows:
         return scores_cq, places_cq + first, logits_cq
