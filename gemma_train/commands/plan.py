@@ -46,9 +46,9 @@ class PlanArguments:
 def run(config: RunConfig, arguments: PlanArguments, source: str) -> int:
     """Print the plan of the config read from `source`, and write it where asked.
 
-    The exit code: 1 where the compiled step fails a gate. Raises `UserError` for slices that there
-    are not, a mesh that does not multiply to their chips and, after the plan is told, for a step
-    that the compiler found too large.
+    The exit code: 1 where the compiled step fails a gate, or cannot be read for them. Raises
+    `UserError` for slices that there are not, a mesh that does not multiply to their chips and,
+    after the plan is told, for a step that the compiler found too large.
     """
     require(
         arguments.compile or arguments.lean_remat == "no",

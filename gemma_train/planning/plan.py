@@ -217,7 +217,9 @@ def as_data(plan: Plan) -> dict[str, Any]:
             "over_bytes": memory.over_bytes,
             "fits": memory.fits,
         },
-        "gates": [asdict(gate) | {"holds": gate.holds} for gate in plan.gates or []],
+        "gates": None
+        if plan.gates is None
+        else [asdict(gate) | {"holds": gate.holds} for gate in plan.gates],
         "estimate": asdict(plan.estimate) | {"bound": plan.estimate.bound},
         "assumptions": assumptions(plan),
     }

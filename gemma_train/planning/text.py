@@ -7,7 +7,6 @@ from gemma_train.metrics.wording import byte_count, count, duration, moment
 from gemma_train.model.config import ComputeConfig
 from gemma_train.model.flops import parameter_count
 from gemma_train.planning.collectives import Total
-from gemma_train.planning.gates import Gate
 from gemma_train.planning.lean_remat import HBM_SHARE, MOST_TRIED, Found
 from gemma_train.planning.plan import Memory, Plan, assumptions
 from gemma_train.teachers.online import teacher_model
@@ -28,7 +27,7 @@ def told(plan: Plan) -> list[str]:
         _section("Memory of a chip", _memory(plan.memory), note=_peak_note(plan)),
         *([_section("To make it fit (estimates)", _changes(plan))] if not plan.memory.fits else []),
         _section(*_collectives(plan)),
-        *([_section("Gates of the compiled program", _gates(plan.gates))] if plan.gates else []),
+        _section("Gates of the compiled program", _gates(plan)),
         _section("A step (an estimate)", _time(plan)),
         _section("The run (an estimate)", _run(plan)),
         _section("Assumed", [row for line in assumptions(plan) for row in _item(line)]),
@@ -106,7 +105,12 @@ def refusal(plan: Plan) -> str:
 
 
 def failed_gates(plan: Plan) -> str:
-    """In one line, which gates the compiled program fails; "" where all hold, or there are none."""
+    """In one line, which gates the compiled program fails, or that it cannot be read for them.
+
+    "" where all hold, and where nothing was compiled.
+    """
+    if plan.unread:
+        return "no gate was checked: the compiled step could not be read with this libtpu"
     found = plan.gates or []
     failed = [gate.name for gate in found if not gate.holds]
     if not failed:
@@ -182,8 +186,11 @@ def _row(total: Total) -> tuple[str, ...]:
     )
 
 
-def _gates(found: Sequence[Gate]) -> list[str]:
-    """Those that the program fails; when none, that all hold."""
+def _gates(plan: Plan) -> list[str]:
+    """Those that the program fails; when none, that all hold, or that none was checked."""
+    if plan.gates is None:
+        return ["not checked: " + ("not read" if plan.unread else "not compiled")]
+    found = plan.gates
     failed = [f"fails: {gate.told}" for gate in found if not gate.holds]
     return failed or [f"all {len(found)} hold: {', '.join(gate.name for gate in found)}"]
 

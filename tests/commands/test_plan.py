@@ -101,7 +101,14 @@ def test_without_a_compiler_the_counted_part_is_told(config, capsys, without_com
     assert told.err == ""
     assert "pip install -e '.[plan]'" in told.out
     assert "JAX TPU support not installed" in told.out
-    for part in ("parameters", "moments", "MFU", "chip-hours", "modelled, not compiled"):
+    for part in (
+        "parameters",
+        "moments",
+        "MFU",
+        "chip-hours",
+        "modelled, not compiled",
+        "  not checked: not compiled",
+    ):
         assert part in told.out, part
 
 
@@ -204,6 +211,20 @@ def test_gates_that_hold_leave_the_code_0(config, capsys, compiler_gives):
     told = capsys.readouterr()
     assert "all 8 hold" in told.out
     assert told.err == ""
+
+
+def test_a_program_that_cannot_be_read_is_not_taken_for_one_that_holds(
+    tmp_path, config, capsys, compiler_gives
+):
+    compiler_gives("")
+    file = tmp_path / "plan.json"
+    assert command_line.run(["plan", config, "--json", str(file)]) == 1
+    told = capsys.readouterr()
+    assert "  not checked: not read" in told.out
+    assert told.err == (
+        "gemma-train: no gate was checked: the compiled step could not be read with this libtpu\n"
+    )
+    assert json.loads(file.read_text())["gates"] is None
 
 
 def test_a_search_numbers_its_policies_and_tells_the_found_one_once(config, capsys, compiler_gives):
