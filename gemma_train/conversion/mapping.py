@@ -73,13 +73,23 @@ def from_ours(
     *,
     wide_gates: bool | None = None,
 ) -> Tensors:
-    """A format's tensors from our parameters; a padded table gets its rows back, or zeros."""
+    """A format's tensors from our parameters; a padded table gets its rows back, or zeros.
+
+    Raises `UserError` naming the first parameter that the format has no place for: of images.
+    """
+    places = _places(config, format, wide_gates)
+    placed = {name for parts in places.values() for name, _, _ in parts} | {PADDING}
+    if left_over := [name for name in ours if name not in placed]:
+        raise UserError(
+            f"{_first(left_over)} without a place in format {format!r}: "
+            "so far models of text alone are written in it"
+        )
     theirs = {
         name: _assemble([(ours[n], parameter, place) for n, parameter, place in parts], config)
-        for name, parts in _places(config, format, wide_gates).items()
+        for name, parts in places.items()
     }
     if EMBEDDING in ours and (rows := _padding_rows(ours, config, format)):
-        (name,) = (n for n, parts in _places(config, format).items() if parts[0][0] == EMBEDDING)
+        (name,) = (n for n, parts in places.items() if parts[0][0] == EMBEDDING)
         theirs[name] = _padded(theirs[name], rows, ours.get(PADDING))
     return theirs
 

@@ -127,6 +127,15 @@ def test_an_export_reads_each_stacked_leaf_once_and_holds_no_other_meanwhile():
     assert reads == dict.fromkeys(leaves, 1)
 
 
+@pytest.mark.parametrize("format", ["hf", "gemma", "gguf"])
+def test_a_parameter_that_a_format_has_no_place_for_is_not_left_out_in_silence(format):
+    config = miniature("GEMMA3_1B")
+    ours = to_ours(lazy(made(config, 3)), config, "hf", source="folder")
+    ours["soft_tokens/projection"] = ours["final_norm"]
+    with pytest.raises(UserError, match="'soft_tokens/projection'.* without a place in format"):
+        from_ours(ours, config, format)
+
+
 def test_only_the_first_of_missing_tensors_is_named_and_the_others_counted():
     theirs = unread(published("GEMMA2_2B"))
     del theirs["model.layers.7.mlp.up_proj.weight"]
