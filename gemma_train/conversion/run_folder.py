@@ -1,7 +1,7 @@
 """Run folders: the parameters in a run's newest checkpoint, and runs made of imported weights."""
 
 from etils import epath
-from orbax.checkpoint import v1 as ocp
+from orbax.checkpoint import path as orbax_path
 
 from gemma_train import storage
 from gemma_train.config import DataConfig, RunConfig, TokenSource, read_record, record
@@ -89,12 +89,13 @@ def write(weights: Weights, folder: epath.Path, advance: Advance, *, name: str) 
 def _finished_step(folder: epath.Path, asked: int | None) -> int:
     """The step of the newest finished checkpoint, or the one that is asked for.
 
+    Found by name: a checkpointer would wait for every process, and one may look alone.
     Raises `UserError` where it is not there.
     """
     checkpoints, steps = folder.absolute() / CHECKPOINTS, []
     if checkpoints.exists():
-        with ocp.training.Checkpointer(checkpoints, cleanup_tmp_directories=False) as opened:
-            steps = sorted(checkpoint.step for checkpoint in opened.checkpoints)
+        named = orbax_path.step.standard_name_format().find_all(checkpoints)
+        steps = sorted(checkpoint.step for checkpoint in named)
     require(bool(steps), f"{checkpoints} holds no finished checkpoint: train the run first")
     require(
         asked is None or asked in steps,

@@ -82,7 +82,7 @@ def test_a_teachers_bytes_are_those_that_lie_on_a_device(sharding, pod_run):
 @pytest.mark.parametrize("accumulation", [1, 4])
 def test_candidates_are_a_microbatchs_and_a_stores_all_of_the_step(accumulation, pod_run):
     """A store's come with the batch, which stays while its microbatches are taken from it."""
-    plain = pod_run(accumulation=accumulation)
+    plain = pod_run(accumulation=accumulation, data__batch_rows=128)
     online, stored = (
         replace(plain, loss=Distillation(teacher=teacher, sampler=Priority(candidates=64)))
         for teacher in (
