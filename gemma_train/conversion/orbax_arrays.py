@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
@@ -33,8 +34,11 @@ def stored(checkpoint: epath.Path) -> Tensors:
 
 
 def load(checkpoint: epath.Path, wanted: Any) -> Any:
-    """The wanted part of a checkpoint, each leaf placed and cast as its abstract one says."""
-    context = ocp.Context()
+    """The wanted part of a checkpoint, each leaf placed and cast as its abstract one says.
+
+    Each process reads what it holds of the leaves, and waits for no other: one may load alone.
+    """
+    context = ocp.Context(multiprocessing_options=_alone())
     context.pytree.loading.partial_load = True
     try:
         with context:
@@ -46,6 +50,14 @@ def load(checkpoint: epath.Path, wanted: Any) -> Any:
         return found
     except Exception as error:
         raise _unreadable(checkpoint, error) from error
+
+
+def _alone() -> ocp.options.MultiprocessingOptions:
+    """This process waits for no other."""
+    here = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"process_{here}"
+    )
 
 
 def save(
