@@ -6,9 +6,9 @@ step that does not fit. Needs libtpu, no TPU; about ten minutes on two cores.
 
 import jax
 
-from gemma_train.config import load
+from gemma_train.config import changed, load
 from gemma_train.planning.compiled import TooLarge
-from gemma_train.planning.fitting import Fields, as_flags, changed_config
+from gemma_train.planning.fitting import Fields, as_flags
 from gemma_train.planning.memory import activation_bytes, state_bytes
 from gemma_train.planning.plan import compile_for
 from gemma_train.planning.slices import Slices
@@ -39,10 +39,10 @@ GB = 10**9
 
 def main() -> None:
     jax.config.update("jax_platforms", "cpu")  # with libtpu here, jax would look for a TPU
-    base = changed_config(load("configs/gemma3_1b.py"), SHALLOW)
+    base = changed(load("configs/gemma3_1b.py"), SHALLOW)
     print(f"{'change':48} {'counted':>8} {'compiled':>9} {'ratio':>6}")
     for change in CHANGES:
-        config = changed_config(base, change)
+        config = changed(base, change)
         counted = state_bytes(config).total + activation_bytes(config).peak
         found = compile_for(config, Slices.named(config.mesh.topology, config.mesh.slices))
         peak = found.needed_bytes if isinstance(found, TooLarge) else found.peak_bytes

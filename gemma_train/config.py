@@ -6,8 +6,10 @@ anywhere: `read_record` evaluates literals and config classes only, and executes
 """
 
 import ast
+import difflib
 import pprint
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 from etils import epath
@@ -186,6 +188,7 @@ __all__ = [
     "TokenSource",
     "TopK",
     "VisionConfig",
+    "changed",
     "differences",
     "load",
     "read_model_record",
@@ -250,6 +253,30 @@ def differences(recorded: Any, asked: Any, name: str = "") -> list[str]:
             )
         ]
     return [f"{name} was {recorded!r}, is {asked!r}"]
+
+
+def changed[Config](config: Config, values: Mapping[str, Any], within: str = "") -> Config:
+    """A config with fields such as `optimizer.peak_lr` replaced, all of them at once.
+
+    `within` is its own name, as in 'optimizer.'. Raises `UserError` for a name that is no field,
+    and where the config would contradict itself.
+    """
+    parts: dict[str, dict[str, Any]] = {}
+    for name, value in values.items():
+        first, _, rest = name.partition(".")
+        parts.setdefault(first, {})[rest] = value
+    known = [one.name for one in fields(config)] if is_dataclass(config) else []
+    for first in parts:
+        if first not in known:
+            near = difflib.get_close_matches(first, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known) or 'none'}"
+            whole = f"{within}{next(name for name in values if name.split('.')[0] == first)}"
+            raise UserError(f"{whole!r} is no field of a run: no {first!r} here, {hint}")
+    new = {}
+    for first, inner in parts.items():
+        whole = inner.pop("") if "" in inner else getattr(config, first)
+        new[first] = changed(whole, inner, f"{within}{first}.") if inner else whole
+    return replace(config, **new)
 
 
 def _evaluate(node: ast.expr) -> Any:

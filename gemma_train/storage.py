@@ -1,4 +1,4 @@
-"""Local and gs:// paths through one door (etils.epath), and writes that are whole or absent."""
+"""Local and gs:// paths through one door (etils.epath); writes that are whole or absent; checks."""
 
 import contextlib
 import glob
@@ -9,7 +9,9 @@ import re
 import secrets
 import shutil
 import time
+from functools import lru_cache
 from pathlib import PurePosixPath
+from weakref import finalize
 
 from etils import epath
 
@@ -18,6 +20,7 @@ from gemma_train.errors import UserError, require
 _SCHEME = re.compile(r"\w+:/")
 _REACH_BUCKETS = ("gcsfs", "tensorflow")  # either is enough for epath
 _ABANDONED_SECONDS = 3600
+_MOST_OPEN = 64  # files of one `OpenFiles`
 
 
 def path(name: str) -> epath.Path:
@@ -95,6 +98,48 @@ def sha256(file: epath.Path) -> str:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def check_size(file: epath.Path, size: int, cure: str) -> None:
+    """Raise `UserError` unless a file of so many bytes is there; reads none of them."""
+    require(file.exists(), f"{str(file)!r} is missing: {cure}")
+    found = file.stat().length
+    require(found == size, f"{str(file)!r} has {found:,} bytes, it should have {size:,}: {cure}")
+
+
+def check_sha256(file: epath.Path, expected: str, cure: str) -> None:
+    """Read a file. Raises `UserError` unless it is there and has this SHA-256."""
+    require(file.exists(), f"{str(file)!r} is missing: {cure}")
+    found = sha256(file)
+    require(
+        found == expected,
+        f"{str(file)!r} is damaged (its SHA-256 is {found[:12]}..., it should be "
+        f"{expected[:12]}...): {cure}",
+    )
+
+
+class OpenFiles:
+    """Reads of parts of local files, the latest of which stay open.
+
+    For any number of threads; a copy in another process opens its own.
+    """
+
+    def __init__(self) -> None:
+        self._opened = lru_cache(_MOST_OPEN)(_OpenFile)
+
+    def __reduce__(self) -> tuple:
+        return OpenFiles, ()
+
+    def read(self, name: str, start: int, size: int) -> bytes:
+        """Bytes [start, start + size) of a file, or fewer where it ends."""
+        file = self._opened(name)  # held while it is read: another thread may push it out
+        return os.pread(file.descriptor, size, start)
+
+
+class _OpenFile:
+    def __init__(self, name: str):
+        self.descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
+        finalize(self, os.close, self.descriptor)
 
 
 def free_bytes(folder: epath.Path) -> int | None:

@@ -30,8 +30,7 @@ def mesh_of():
 @pytest.fixture(scope="session")
 def run_on_chips():
     """Makes of a model and a mesh of TPUs a function: the run of it, changed by dotted names."""
-    from gemma_train.config import DataConfig, RunConfig, TokenSource
-    from gemma_train.planning.fitting import changed_config
+    from gemma_train.config import DataConfig, RunConfig, TokenSource, changed
 
     def make(model, mesh, *, length: int, rows: int, **fields):
         run = RunConfig(
@@ -47,11 +46,11 @@ def run_on_chips():
             **fields,
         )
 
-        def changed(**changes) -> RunConfig:
+        def with_changes(**changes) -> RunConfig:
             """A dot is written as two underscores."""
-            return changed_config(run, {n.replace("__", "."): v for n, v in changes.items()})
+            return changed(run, {n.replace("__", "."): v for n, v in changes.items()})
 
-        return changed
+        return with_changes
 
     return make
 

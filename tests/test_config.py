@@ -9,10 +9,12 @@ from gemma_train import config as configs
 from gemma_train.config import (
     Dense,
     Distillation,
+    MeshConfig,
     Online,
     OptimizerConfig,
     RunConfig,
     TopK,
+    changed,
     differences,
     load,
     read_model_record,
@@ -92,6 +94,25 @@ def test_differences_name_the_field_and_leave_out_what_does_not_change_learning(
         folder="elsewhere",
     )
     assert differences(config, other) == ["optimizer.peak_lr was 0.008, is 1.0"]
+
+
+def test_fields_change_together_or_not_at_all():
+    """Where each of them alone is a contradiction: 4 slices over 2 replicas."""
+    config = replace(load(str(FILES[-1])), mesh=MeshConfig(replica=2, slices=2))
+    other = changed(config, {"mesh.replica": 4, "mesh.slices": 4, "steps": 3})
+    assert (other.mesh, other.steps) == (MeshConfig(replica=4, slices=4), 3)
+    assert replace(other, mesh=config.mesh, steps=config.steps) == config
+    assert changed(config, {}) == config
+    with pytest.raises(UserError, match="mesh.slices is 4: it must divide"):
+        changed(config, {"mesh.slices": 4})
+
+
+def test_a_field_within_a_new_value_is_changed_after_it():
+    loss = Distillation(teacher=Online(weights="nowhere"))
+    other = changed(load(str(FILES[-1])), {"loss.teacher.dtype": "float32", "loss": loss})
+    assert other.loss == replace(loss, teacher=Online(weights="nowhere", dtype="float32"))
+    with pytest.raises(UserError, match="'loss.teacher.dtyp' is no field of a run: .* 'dtype'"):
+        changed(other, {"loss.teacher.dtyp": "float32"})
 
 
 def test_a_sampler_of_more_tokens_than_there_are_is_refused():

@@ -1,6 +1,7 @@
 """The floors of the house: what may import what, checked by AST over every module."""
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
@@ -15,7 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "gemma_train"
 FLOORS = (
     ("errors", "axes", "run_files", "silence", "signals"),
     ("storage", "mesh", "zero3", "leaves", "checked"),
-    ("metrics", "tokenizer", "definition", "samplers"),
+    ("metrics", "tokenizer", "definition", "samplers", "sidecar"),
     ("kernels", "data", "optimizer"),
     ("model", "placement"),
     ("losses", "sampling"),
@@ -124,6 +125,38 @@ def test_an_upward_or_sideways_import_is_found(module, source):
 def test_a_downward_import_is_let_through(module, source):
     assert imported_rooms(source, PACKAGE / module)
     assert forbidden(source, PACKAGE / module) == []
+
+
+def test_no_two_packages_or_modules_import_each_other():
+    """A folder within a room is one thing: nothing that it imports may lead back to it."""
+    graph = {}
+    for file in MODULES:
+        for name in imported_modules(file.read_text()):
+            here, there = unit_of(file), unit_of(name)
+            if here != there:
+                graph.setdefault(here, set()).add(there)
+    assert "data/teacher_store" in graph["data/streams.py"]
+    tuple(graphlib.TopologicalSorter(graph).static_order())  # raises where there is a cycle
+
+
+def imported_modules(source: str) -> list[Path]:
+    """The modules and packages that a module's source imports from the package."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("gemma_train"):
+            base = PACKAGE.parent / (node.module or "").replace(".", "/")
+            for name in (alias.name for alias in node.names):
+                inner = base / name
+                is_module = inner.is_dir() or inner.with_suffix(".py").exists()
+                found.append(inner if is_module else base)
+    return [path if path.is_dir() else path.with_suffix(".py") for path in found]
+
+
+def unit_of(path: Path) -> str:
+    """A module, or the folder within a room that it is in."""
+    parts = path.relative_to(PACKAGE).parts
+    nested = len(parts) > 2 or (len(parts) == 2 and not path.suffix)
+    return "/".join(parts[:2]) if nested else "/".join(parts)
 
 
 @pytest.mark.parametrize("file", MODULES, ids=lambda file: str(file.relative_to(PACKAGE)))

@@ -11,16 +11,16 @@ and the next one starts anew.
 
 import bisect
 import hashlib
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import accumulate
 
 import numpy as np
 from etils import epath
 
-from gemma_train import storage
-from gemma_train.errors import UserError, require
+from gemma_train import sidecar, storage
+from gemma_train.errors import require
+from gemma_train.sidecar import Count
 from gemma_train.tokenizer.tokenizer import Tokenizer
 
 FORMAT_VERSION = 1
@@ -33,8 +33,8 @@ _AGAIN = "remove its folder and run gemma-train prepare again"
 class Shard:
     """One pair of files: its counts and checksums. The sizes follow: 4 B a token, 8 a document."""
 
-    tokens: int
-    documents: int
+    tokens: Count
+    documents: Count
     tokens_sha256: str
     offsets_sha256: str
 
@@ -45,19 +45,18 @@ class SourceCounts:
 
     name: str
     licence: str
-    documents: int
-    tokens: int  # with the <bos> and <eos> of every document
-    bytes: int  # of UTF-8
-    characters: int
+    documents: Count
+    tokens: Count  # with the <bos> and <eos> of every document
+    bytes: Count  # of UTF-8
+    characters: Count
 
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
     """The sidecar: what the dataset holds and what made it."""
 
-    format_version: int
     tokenizer_sha256: str
-    vocabulary: int
+    vocabulary: Count
     recipe: dict  # the recipe as plain values
     sources: tuple[SourceCounts, ...]
     shards: tuple[Shard, ...]
@@ -91,14 +90,13 @@ class TokenWriter:
         """Close the last shard and write the sidecar."""
         self._end_shard()
         description = Description(
-            format_version=FORMAT_VERSION,
             tokenizer_sha256=tokenizer.sha256,
             vocabulary=tokenizer.vocabulary,
             recipe=recipe,
             sources=tuple(sources),
             shards=tuple(self._shards),
         )
-        storage.write_whole(self._folder / SIDECAR, json.dumps(asdict(description), indent=1))
+        sidecar.write(self._folder / SIDECAR, description, FORMAT_VERSION)
 
     def _end_shard(self) -> None:
         if self._open is not None:
@@ -182,24 +180,12 @@ class TokenDataset:
 
 def read_description(folder: str) -> Description:
     """Read the sidecar. Raises `UserError` when it is missing, garbled or of another version."""
-    sidecar = storage.path(folder) / SIDECAR
+    file = storage.path(folder) / SIDECAR
     require(
-        sidecar.exists(),
+        file.exists(),
         f"{folder!r} holds no finished dataset (no {SIDECAR}): run gemma-train prepare",
     )
-    try:
-        content = json.loads(sidecar.read_text())
-        version = content["format_version"]
-        require(
-            version == FORMAT_VERSION,
-            f"{str(sidecar)!r} has format version {version}, this release reads {FORMAT_VERSION}: "
-            + _AGAIN,
-        )
-        sources = tuple(SourceCounts(**source) for source in content.pop("sources"))
-        shards = tuple(Shard(**shard) for shard in content.pop("shards"))
-        return Description(**content, sources=sources, shards=shards)
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{str(sidecar)!r} is garbled ({error}): {_AGAIN}") from None
+    return sidecar.read(file, Description, FORMAT_VERSION, _AGAIN)
 
 
 def sidecar_sha256(folder: str) -> str:
@@ -221,12 +207,7 @@ def check_sizes(folder: str, description: Description) -> None:
     for number, shard in enumerate(description.shards):
         sizes = shard.tokens * _TOKEN.itemsize, shard.documents * _OFFSET.itemsize
         for file, size in zip(_shard_files(storage.path(folder), number), sizes, strict=True):
-            require(file.exists(), f"shard {str(file)!r} is missing: {_AGAIN}")
-            found = file.stat().length
-            require(
-                found == size,
-                f"shard {str(file)!r} has {found:,} bytes, the sidecar says {size:,}: {_AGAIN}",
-            )
+            storage.check_size(file, size, _AGAIN)
 
 
 def check_vocabulary(folder: str, vocabulary: int) -> None:
@@ -246,12 +227,7 @@ def verify(folder: str) -> None:
     for number, shard in enumerate(description.shards):
         expected = shard.tokens_sha256, shard.offsets_sha256
         for file, sha256 in zip(_shard_files(storage.path(folder), number), expected, strict=True):
-            found = storage.sha256(file)
-            require(
-                found == sha256,
-                f"shard {str(file)!r} is damaged (its SHA-256 is {found[:12]}..., the sidecar says "
-                f"{sha256[:12]}...): {_AGAIN}",
-            )
+            storage.check_sha256(file, sha256, _AGAIN)
 
 
 def _shard_files(folder: epath.Path, number: int) -> tuple[epath.Path, epath.Path]:

@@ -6,9 +6,9 @@ FLOPs come first; among equals, what disturbs training least.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from gemma_train.config import RunConfig
+from gemma_train.config import RunConfig, changed
 from gemma_train.errors import UserError
 from gemma_train.model.flops import training_flops_per_token
 from gemma_train.planning.estimate import recomputed_flops
@@ -40,13 +40,13 @@ def changes_that_fit(config: RunConfig, peak_bytes: int, usable_bytes: int) -> l
 
     def first_that_fits(steps: list[Fields], remark: str) -> Change | None:
         for step in steps:
-            changed = changed_config(config, step)
-            peak = int(state_bytes(changed).total + scale * activation_bytes(changed).peak)
+            other = changed(config, step)
+            peak = int(state_bytes(other).total + scale * activation_bytes(other).peak)
             if peak <= usable_bytes:
                 return Change(
                     flags=as_flags(step),
                     peak_bytes=peak,
-                    extra_flops=_extra_flops(config, changed),
+                    extra_flops=_extra_flops(config, other),
                     remark=remark,
                 )
         return None
@@ -55,9 +55,9 @@ def changes_that_fit(config: RunConfig, peak_bytes: int, usable_bytes: int) -> l
     found = [change for remark, steps in ways if (change := first_that_fits(steps, remark))]
     if not found:
         pairs = (
-            ([strongest | step for step in steps], f"{remark}; {other}")
+            ([strongest | step for step in steps], f"{remark}; {more}")
             for number, (remark, [*_, strongest]) in enumerate(ways)
-            for other, steps in _ways(changed_config(config, strongest), skip=number + 1)
+            for more, steps in _ways(changed(config, strongest), skip=number + 1)
         )
         found = [change for steps, remark in pairs if (change := first_that_fits(steps, remark))]
     return sorted(found, key=lambda change: change.extra_flops)[:SHOWN]
@@ -109,20 +109,9 @@ def _ways(config: RunConfig, skip: int = 0) -> Iterator[tuple[str, list[Fields]]
 
 def _is_allowed(config: RunConfig, step: Fields) -> bool:
     try:
-        return changed_config(config, step) != config
+        return changed(config, step) != config
     except UserError:
         return False
-
-
-def changed_config(config: RunConfig, step: Fields) -> RunConfig:
-    """The config with these fields, all at once. Raises `UserError` if it contradicts itself."""
-    parts: dict[str, Fields] = {}
-    for name, value in step.items():
-        part, _, field = name.rpartition(".")
-        parts.setdefault(part, {})[field] = value
-    own = parts.pop("", {})
-    nested = {part: replace(getattr(config, part), **inner) for part, inner in parts.items()}
-    return replace(config, **own, **nested)
 
 
 def as_flags(step: Fields) -> str:
@@ -130,7 +119,7 @@ def as_flags(step: Fields) -> str:
     return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in step.items())
 
 
-def _extra_flops(config: RunConfig, changed: RunConfig) -> float:
+def _extra_flops(config: RunConfig, other: RunConfig) -> float:
     """Recomputed FLOPs that the change adds, over the model's own."""
     own = training_flops_per_token(config.model, config.data.sequence_length)
-    return (recomputed_flops(changed) - recomputed_flops(config)) / own
+    return (recomputed_flops(other) - recomputed_flops(config)) / own

@@ -5,17 +5,16 @@ other, the last changing fastest; `zipped` goes side by side; `chain` puts one a
 are associative, and `product` distributes over a `chain` on its left.
 """
 
-import difflib
 import itertools
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
 
 import numpy as np
 
-from gemma_train.config import RunConfig
-from gemma_train.errors import UserError, require
+from gemma_train.config import RunConfig, changed
+from gemma_train.errors import require
 
 SEED = "seed"  # the label that tells repetitions of one thing apart
 
@@ -46,7 +45,7 @@ class Setting:
     value: Any
 
     def __call__(self, run: RunConfig) -> RunConfig:
-        return _with(run, self.field.split("."), self.value, self.field)
+        return changed(run, {self.field: self.value})
 
 
 def variant(label: str, value: Value, *changes: Change) -> Variants:
@@ -140,15 +139,3 @@ def _joined(parts: tuple[Variant, ...]) -> Variant:
             )
         labels |= part.labels
     return Variant(labels=labels, changes=tuple(itertools.chain(*(p.changes for p in parts))))
-
-
-def _with(config: Any, names: list[str], value: Any, whole: str) -> Any:
-    """The config with the field that `names` lead to replaced."""
-    known = [one.name for one in fields(config)] if is_dataclass(config) else []
-    first, *rest = names
-    if first not in known:
-        near = difflib.get_close_matches(first, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known) or 'none'}"
-        raise UserError(f"{whole!r} is no field of a run: no {first!r} here, {hint}")
-    inner = _with(getattr(config, first), rest, value, whole) if rest else value
-    return replace(config, **{first: inner})

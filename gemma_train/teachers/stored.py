@@ -10,9 +10,9 @@ from gemma_train import storage
 from gemma_train.config import RunConfig
 from gemma_train.conversion.fingerprint import parameters_sha256
 from gemma_train.conversion.tensors import Weights
+from gemma_train.data.lesson import missing_rows
 from gemma_train.data.teacher_store.codec import Codec, codec
 from gemma_train.data.teacher_store.reading import TeacherStore
-from gemma_train.data.teacher_store.rows import missing_rows
 from gemma_train.data.teacher_store.shards import Origin, check_origin
 from gemma_train.errors import require
 from gemma_train.losses.distillation import Distillation, Online, Stored

@@ -19,11 +19,11 @@ from gemma_train import storage
 from gemma_train.config import RunConfig
 from gemma_train.conversion.tensors import Weights
 from gemma_train.data.example import Batch
+from gemma_train.data.lesson import lesson, taught_rows
 from gemma_train.data.pipeline import listed_batches
 from gemma_train.data.shards import sidecar_sha256
 from gemma_train.data.teacher_store.codec import Codec
 from gemma_train.data.teacher_store.plan import Plan, plan_of
-from gemma_train.data.teacher_store.rows import lesson, taught_rows
 from gemma_train.data.teacher_store.shards import write_shard
 from gemma_train.errors import UserError, require
 from gemma_train.losses.distillation import Distillation, taught
@@ -181,7 +181,7 @@ def _answered(
 def _listed(plan: Plan, rows: np.ndarray) -> tuple[list[str], np.ndarray]:
     """(paths, rows by place in them) of the datasets that these rows are of: no other is opened."""
     used, places = np.unique(rows[:, 0], return_inverse=True)
-    datasets = [plan.head.datasets[place] for place in used]
+    datasets = [plan.head.lesson.datasets[place] for place in used]
     for dataset in datasets:
         found = sidecar_sha256(dataset.path)
         require(
@@ -219,7 +219,7 @@ def _encoded(
             dataset, number = names[index].tolist()
             raise UserError(
                 f"loss.teacher.weights {plan.head.origin.teacher!r} gave no target for row "
-                f"{number:,} of dataset {plan.head.datasets[dataset].path!r}: {error}"
+                f"{number:,} of dataset {plan.head.lesson.datasets[dataset].path!r}: {error}"
             ) from None
         advance(len(record))
         return record

@@ -3,10 +3,9 @@
 import jax
 import pytest
 
-from gemma_train.config import Distillation, Online, Priority, TokenSource, load
+from gemma_train.config import Distillation, Online, Priority, TokenSource, changed, load
 from gemma_train.mesh import make_mesh
 from gemma_train.planning.compiled import lower_step
-from gemma_train.planning.fitting import changed_config
 from gemma_train.training import loop
 
 
@@ -45,7 +44,7 @@ def test_plan_and_train_lower_the_same_program_for_the_quickstart(mesh, tmp_path
     changes |= {"data.tokenizer": f"{corpus}/tokenizer.model"}
     changes |= {"data.train": (TokenSource(path=f"{corpus}/train"),)}
     changes |= {"data.held_out": (f"{corpus}/held_out",)}
-    config = changed_config(load("configs/quickstart.py"), changes)
+    config = changed(load("configs/quickstart.py"), changes)
     programs = trained(config)
     planned = lower_step(config, make_mesh(config.mesh, jax.devices()[: config.mesh.devices]))
     assert programs == [planned.as_text()]
@@ -56,6 +55,6 @@ def test_with_a_teacher_in_the_step_too(tmp_path, trained, write_config, finishe
     teacher = Online(weights=str(finished_run[0]), sharding="whole")
     changes = {"mesh.data": 2, "mesh.seq": 2, "steps": 1}
     changes |= {"loss": Distillation(teacher=teacher, sampler=Priority(candidates=16), chunk=64)}
-    config = changed_config(load(write_config(tmp_path / "run")), changes)
+    config = changed(load(write_config(tmp_path / "run")), changes)
     planned = lower_step(config, make_mesh(config.mesh, jax.devices()[:4]))
     assert trained(config) == [planned.as_text()]

@@ -97,10 +97,10 @@ def test_a_missing_or_truncated_shard_is_named(folder, tmp_path, suffix):
     shard = tmp_path / "made" / f"tokens-00001.{suffix}"
     size = shard.stat().st_size
     shard.write_bytes(shard.read_bytes()[:-4])
-    with pytest.raises(UserError, match=f"00001.{suffix}' has {size - 4} bytes.*says {size}"):
+    with pytest.raises(UserError, match=f"00001.{suffix}' has {size - 4} bytes, .* have {size}"):
         TokenDataset(folder)
     shard.unlink()
-    with pytest.raises(UserError, match=f"shard '.*00001.{suffix}' is missing"):
+    with pytest.raises(UserError, match=f"00001.{suffix}' is missing"):
         TokenDataset(folder)
 
 

@@ -8,39 +8,37 @@ Records of one size and no compression, which would save a fifth (design/data.md
 one read at a known place. A shard is whole or absent: its keys are written last.
 """
 
-import json
 import os
 import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from functools import lru_cache
+from dataclasses import dataclass
 from hashlib import sha256
-from weakref import finalize
 
 import ml_dtypes
 import numpy as np
 from etils import epath
 
-from gemma_train import storage
+from gemma_train import sidecar, storage
 from gemma_train.errors import UserError, require
+from gemma_train.sidecar import Name, Positive
 
 FORMAT_VERSION = 1
 SIDECAR = "store.json"
 DTYPE = np.dtype(ml_dtypes.bfloat16)
 KEY = np.dtype([("image", "S32"), ("checksum", "<u4")])  # packed: 36 bytes
 AGAIN = "remove it and run gemma-train embed again"
-_MOST_OPEN = 64  # files, in a process
+_LOST = "restore it from a copy"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
     """What made the embeddings of a store, and their shape."""
 
-    encoder_sha256: str  # of the encoder's parameters
-    encoder: str  # the folder of its weights, as it was named
-    side: int  # pixels that images were resized to
-    tokens: int  # soft tokens of an image
-    width: int  # of an embedding
+    encoder_sha256: Name  # of the encoder's parameters
+    encoder: Name  # the folder of its weights, as it was named
+    side: Positive  # pixels that images were resized to
+    tokens: Positive  # soft tokens of an image
+    width: Positive  # of an embedding
 
     @property
     def record_bytes(self) -> int:
@@ -54,8 +52,7 @@ def write_head(folder: str, head: Head) -> None:
     if file.exists():
         return check_head(folder, read_head(folder), head)
     file.parent.mkdir(parents=True, exist_ok=True)
-    content = {"format_version": FORMAT_VERSION, **asdict(head)}
-    storage.write_whole(file, json.dumps(content, indent=1) + "\n")
+    sidecar.write(file, head, FORMAT_VERSION)
 
 
 def read_head(folder: str) -> Head:
@@ -65,20 +62,7 @@ def read_head(folder: str) -> Head:
         file.exists(),
         f"{folder!r} holds no image embeddings (no {SIDECAR}): run gemma-train embed",
     )
-    try:
-        content = json.loads(file.read_text())
-        version = content.pop("format_version")
-        require(
-            version == FORMAT_VERSION,
-            f"{str(file)!r} has format version {version}, this release reads {FORMAT_VERSION}",
-        )
-        head = Head(**content)
-        for field in fields(Head):
-            if type(value := getattr(head, field.name)) is not field.type or value in (0, ""):
-                raise ValueError(f"{field.name} is {value!r}")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{str(file)!r} is garbled ({error}): restore it from a copy") from None
-    return head
+    return sidecar.read(file, Head, FORMAT_VERSION, _LOST)
 
 
 def check_head(folder: str, there: Head, here: Head) -> None:
@@ -130,7 +114,7 @@ class EmbeddingStore:
     def __init__(self, folder: str):
         require("://" not in folder, f"image embeddings {folder!r} must be local: copy or mount it")
         self.folder, self.head = folder, read_head(folder)
-        self._files = _OpenFiles()
+        self._files = storage.OpenFiles()
         tables = [self._keys(number) for number in range(finished_shards(folder))]
         sizes = [len(table) for table in tables]
         table = np.concatenate([*tables, np.empty(0, KEY)])
@@ -206,23 +190,3 @@ def _bytes(x: np.ndarray) -> memoryview:
 def _shard_files(folder: str, number: int) -> tuple[epath.Path, epath.Path]:
     stem = storage.path(folder) / f"embeddings-{number:05d}"
     return stem.with_suffix(".bin"), stem.with_suffix(".keys")
-
-
-class _OpenFiles:
-    """Reads of files, the latest of which stay open; a copy in another process opens its own."""
-
-    def __init__(self) -> None:
-        self._opened = lru_cache(_MOST_OPEN)(_OpenFile)
-
-    def __reduce__(self) -> tuple:
-        return _OpenFiles, ()
-
-    def read(self, name: str, start: int, size: int) -> bytes:
-        file = self._opened(name)  # held while it is read: another thread may push it out
-        return os.pread(file.descriptor, size, start)
-
-
-class _OpenFile:
-    def __init__(self, name: str):
-        self.descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
-        finalize(self, os.close, self.descriptor)

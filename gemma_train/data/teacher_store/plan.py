@@ -4,17 +4,18 @@ What a sidecar speaks of is not touched again: a run that needs more rows, longe
 order, adds shards of those that are missing. A shard that lost its records is written once more.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
 from gemma_train import storage
-from gemma_train.data.teacher_store.rows import Lesson
 from gemma_train.data.teacher_store.shards import (
     AGAIN,
     SIDECAR,
     Description,
     Head,
+    Lesson,
+    Note,
     Origin,
     TargetShard,
     TaughtDataset,
@@ -51,8 +52,8 @@ class Plan:
         for number in self.shards:
             note, files = read_note(self.folder, number), shard_files(self.folder, number)
             if note is not None and files.targets.exists() and files.rows.exists():
-                self._check(number, *note)
-                found[number] = note[1]
+                self._check(number, note)
+                found[number] = note.shard
         return found
 
     def conclude(self, finished: dict[int, TargetShard]) -> Description | None:
@@ -64,7 +65,7 @@ class Plan:
         before = dict(enumerate(self.there.shards)) if self.there else {}
         shards = tuple(shard for _, shard in sorted((before | finished).items()))
         datasets = [read_rows(self.folder, n, shard)[:, 0] for n, shard in enumerate(shards)]
-        counts = np.bincount(np.concatenate(datasets), minlength=len(self.head.datasets))
+        counts = np.bincount(np.concatenate(datasets), minlength=len(self.head.lesson.datasets))
         description = Description(
             head=self.head,
             stream_rows=self.stream_rows,
@@ -74,24 +75,24 @@ class Plan:
         write_description(self.folder, description)
         return description
 
-    def _check(self, number: int, there: Head, shard: TargetShard) -> None:
-        note = str(shard_files(self.folder, number).note)
+    def _check(self, number: int, note: Note) -> None:
+        name, there = str(shard_files(self.folder, number).note), note.head
         check_origin(self.folder, there.origin, self.head.origin)
-        check_size(self.folder, number, shard)
-        _check_datasets(note, there, self.head)
-        rows = read_rows(self.folder, number, shard, cure=AGAIN)[:, :2]
+        check_size(self.folder, number, note.shard)
+        _check_datasets(name, there.lesson, self.head.lesson)
+        rows = read_rows(self.folder, number, note.shard, cure=AGAIN)[:, :2]
         due = self.shards[number]
         if np.array_equal(rows, due):  # whatever run they were written for
             return
-        _check_order(note, there, self.head)
+        _check_order(name, there, self.head)
         raise UserError(
-            f"{note!r} was begun for another run: it holds {len(rows)} rows from (dataset, row) "
+            f"{name!r} was begun for another run: it holds {len(rows)} rows from (dataset, row) "
             f"{tuple(rows[:1].ravel().tolist())}, due are {len(due)} from "
             f"{tuple(due[0].tolist())}: {_ELSEWHERE}"
         )
 
 
-def _check_datasets(note: str, there: Head, here: Head) -> None:
+def _check_datasets(note: str, there: Lesson, here: Lesson) -> None:
     """Raise `UserError` unless a shard's datasets are those that are due now, as far as both go."""
     for one, other in zip(there.datasets, here.datasets, strict=False):
         require(
@@ -104,17 +105,17 @@ def _check_datasets(note: str, there: Head, here: Head) -> None:
 
 def _check_order(note: str, there: Head, here: Head) -> None:
     """Raise `UserError` unless a shard was begun in this order, and in shards of this size."""
-    began, due = asdict(there.order), asdict(here.order)
+    began, due = asdict(there.lesson.order), asdict(here.lesson.order)
     other = [name for name in due if began[name] != due[name]]
     length, cure = here.origin.sequence_length, _ELSEWHERE
     if other == ["shard_rows"]:
         cure = (
             "finish it with the command that began it: --shard-tokens "
-            f"{there.order.shard_rows * length}"
+            f"{began['shard_rows'] * length}"
         )
     found = [f"data.{name} {began[name]!r} there, {due[name]!r} here" for name in other]
     if "shard_rows" in other:
-        sizes = [order.shard_rows * length for order in (there.order, here.order)]
+        sizes = [order["shard_rows"] * length for order in (began, due)]
         found[other.index("shard_rows")] = "--shard-tokens {} there, {} here".format(*sizes)
     require(not found, f"{note!r} was begun for another run ({'; '.join(found)}): {cure}")
 
@@ -126,11 +127,12 @@ def plan_of(
 
     Raises `UserError` where it holds a damaged store, or one of another origin.
     """
-    there, datasets, shards, size = None, taught.datasets, {}, taught.order.shard_rows
+    there, lesson, shards, size = None, taught, {}, taught.order.shard_rows
     if (storage.path(folder) / SIDECAR).exists():
         there = read_description(folder)
         check_origin(folder, there.head.origin, origin)
-        datasets = _merged(there.head.datasets, datasets)
+        datasets = _merged(there.head.lesson.datasets, taught.datasets)
+        lesson = replace(taught, datasets=datasets)
         held = [read_rows(folder, n, shard)[:, :2] for n, shard in enumerate(there.shards)]
         shards = {n: held[n] for n, shard in enumerate(there.shards) if _is_lost(folder, n, shard)}
         rows = _without(
@@ -142,7 +144,7 @@ def plan_of(
         shards[number] = rows[start : start + size]
     return Plan(
         folder=folder,
-        head=Head(origin=origin, datasets=datasets, order=taught.order),
+        head=Head(origin=origin, lesson=lesson),
         there=there,
         shards=shards,
         stream_rows=stream_rows,

@@ -6,8 +6,6 @@ opened, the row's own tokens and borders whenever it is read.
 
 import os
 from dataclasses import dataclass
-from functools import lru_cache
-from weakref import finalize
 
 import numpy as np
 
@@ -24,8 +22,6 @@ from gemma_train.data.teacher_store.shards import (
 )
 from gemma_train.errors import UserError, require
 
-_MOST_OPEN = 64  # files of a store, in a process
-
 
 class TeacherStore:
     """Opening checks the sidecar, every shard's size and the checksums of the lists of rows.
@@ -36,7 +32,7 @@ class TeacherStore:
     def __init__(self, folder: str, codec: Codec):
         check_folder(folder)
         self.folder, self.codec = folder, codec
-        self._files = _OpenFiles()
+        self._files = storage.OpenFiles()
         self.description = read_description(folder)
         indices = []
         for number, shard in enumerate(self.description.shards):
@@ -61,7 +57,7 @@ class TeacherStore:
 
         Raises `UserError` where there are none.
         """
-        datasets = self.description.head.datasets
+        datasets = self.description.head.lesson.datasets
         for place, dataset in enumerate(datasets):
             if dataset.sha256 == sha256:
                 return TaughtRows(store=self, dataset=place, path=path)
@@ -76,7 +72,7 @@ class TeacherStore:
         """The targets of a row. Raises `UserError` where they are damaged or not here."""
         key = int(row_keys(np.array([[dataset, number]]))[0])
         place = int(np.searchsorted(self._keys, key))
-        name = f"row {number:,} of dataset {self.description.head.datasets[dataset].path!r}"
+        name = f"row {number:,} of dataset {self.description.head.lesson.datasets[dataset].path!r}"
         require(
             place < len(self._keys) and self._keys[place] == key,
             f"teacher store {self.folder!r} has no targets for {name}: run gemma-train teacher",
@@ -98,26 +94,6 @@ def check_folder(folder: str) -> None:
         not storage.path(folder).is_file(),
         f"teacher store {folder!r} is a file: name a folder as loss.teacher.folder",
     )
-
-
-class _OpenFiles:
-    """Reads of files, the latest of which stay open; a copy in another process opens its own."""
-
-    def __init__(self) -> None:
-        self._opened = lru_cache(_MOST_OPEN)(_OpenFile)
-
-    def __reduce__(self) -> tuple:
-        return _OpenFiles, ()
-
-    def read(self, name: str, start: int, size: int) -> bytes:
-        file = self._opened(name)  # held while it is read: another thread may push it out
-        return os.pread(file.descriptor, size, start)
-
-
-class _OpenFile:
-    def __init__(self, name: str):
-        self.descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
-        finalize(self, os.close, self.descriptor)
 
 
 @dataclass(frozen=True, kw_only=True)

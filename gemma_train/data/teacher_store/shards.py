@@ -9,20 +9,19 @@ A shard is whole or absent, and which rows stand in it follows from the config a
 know nothing of each other fill one folder, and what a killed one finished stays.
 """
 
-import contextlib
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from hashlib import sha256
-from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
+from typing import NamedTuple
 
 import numpy as np
 from etils import epath
 
-from gemma_train import storage
-from gemma_train.errors import UserError, require
+from gemma_train import sidecar, storage
+from gemma_train.errors import require
+from gemma_train.sidecar import Count, Positive
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SIDECAR = "teacher.json"
 AGAIN = "remove that file and run gemma-train teacher again"
 # Which rows a finished shard holds nothing else says: the store is put together once more.
@@ -37,14 +36,14 @@ class Origin:
     """What makes a target what it is. The parameters' sum and number are None where not known."""
 
     tokenizer_sha256: str
-    vocabulary: int
-    sequence_length: int
+    vocabulary: Positive
+    sequence_length: Positive
     sampler: str
     temperature: float
-    seed: int
+    seed: Count
     teacher: str  # the folder of its weights, as the config named it
     parameters_sha256: str | None
-    parameters: int | None
+    parameters: Count | None
     dtype: str  # that it ran in
 
 
@@ -74,30 +73,45 @@ class TaughtDataset:
 class Order:
     """What decides which row stands in which shard."""
 
-    shuffle_seed: int
+    shuffle_seed: Count
     weights: tuple[float, ...]  # of the sources of the mixture
-    places: tuple[int | None, ...]  # of each source's dataset among the taught ones, if it is
-    shard_rows: int
+    places: tuple[Count | None, ...]  # of each source's dataset among the taught ones, if it is
+    shard_rows: Positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """The datasets of a run that are taught, and the order in which it meets their rows."""
+
+    datasets: tuple[TaughtDataset, ...]
+    order: Order
 
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """What all shards of a folder have in common."""
+    """What all shards of one pass have in common."""
 
     origin: Origin
-    datasets: tuple[TaughtDataset, ...]
-    order: Order
+    lesson: Lesson
 
 
 @dataclass(frozen=True, kw_only=True)
 class TargetShard:
     """One shard's counts and checksums."""
 
-    rows: int
-    tokens: int  # that have targets
-    bytes: int  # of targets-*.bin
+    rows: Count
+    tokens: Count  # that have targets
+    bytes: Count  # of targets-*.bin
     targets_sha256: str
     rows_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Note:
+    """What a finished shard says of itself."""
+
+    head: Head
+    shard: TargetShard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +119,8 @@ class Description:
     """The sidecar: what a store holds and what made it."""
 
     head: Head
-    stream_rows: int  # of a run's stream in this order: so far it needs nothing else
-    dataset_rows: tuple[int, ...]  # of each dataset, that are here
+    stream_rows: Count  # of a run's stream in this order: so far it needs nothing else
+    dataset_rows: tuple[Count, ...]  # of each dataset, that are here
     shards: tuple[TargetShard, ...]
 
     def total(self, count: str) -> int:
@@ -146,33 +160,27 @@ def write_shard(
         targets_sha256=sha256(content).hexdigest(),
         rows_sha256=sha256(index).hexdigest(),
     )
-    _write_json(files.note, head, {"shard": asdict(shard)})
+    sidecar.write(files.note, Note(head=head, shard=shard), FORMAT_VERSION)
 
 
-def read_note(folder: str, number: int) -> tuple[Head, TargetShard] | None:
+def read_note(folder: str, number: int) -> Note | None:
     """What a shard says of itself, or None for one that is not finished."""
-    note = shard_files(folder, number).note
-    if not note.exists():
+    file = shard_files(folder, number).note
+    if not file.exists():
         return None
-    with _garbled(note, AGAIN):
-        content = _read_json(note)
-        return _head(content), _parsed(TargetShard, content["shard"])
+    note = sidecar.read(file, Note, FORMAT_VERSION, AGAIN)
+    _check_teacher(file, note.head)
+    return note
 
 
 def read_rows(folder: str, number: int, shard: TargetShard, *, cure: str = _LOST) -> np.ndarray:
     """int64 [rows, 3]: dataset, row, end of its record. Raises `UserError` where it is damaged."""
     file = shard_files(folder, number).rows
-    require(file.exists(), f"shard {str(file)!r} is missing: {cure}")
+    storage.check_sha256(file, shard.rows_sha256, cure)
     content = file.read_bytes()
-    found = sha256(content).hexdigest()
-    require(
-        found == shard.rows_sha256,
-        f"shard {str(file)!r} is damaged (its SHA-256 is {found[:12]}..., it should be "
-        f"{shard.rows_sha256[:12]}...): {cure}",
-    )
     require(
         len(content) == shard.rows * _ENTRY * _INDEX.itemsize,
-        f"shard {str(file)!r} has {len(content):,} bytes, {shard.rows:,} rows would take "
+        f"{str(file)!r} has {len(content):,} bytes, {shard.rows:,} rows would take "
         f"{shard.rows * _ENTRY * _INDEX.itemsize:,}: {cure}",
     )
     return np.frombuffer(content, _INDEX).reshape(shard.rows, _ENTRY)
@@ -186,11 +194,8 @@ def row_keys(rows: np.ndarray) -> np.ndarray:
 def check_size(folder: str, number: int, shard: TargetShard) -> None:
     """Raise `UserError` unless a shard's records are there in full; reads none."""
     file = shard_files(folder, number).targets
-    require(file.exists(), f"shard {str(file)!r} is missing: run gemma-train teacher again")
-    found = file.stat().length
-    require(
-        found == shard.bytes,
-        f"shard {str(file)!r} has {found:,} bytes, it should have {shard.bytes:,}: {AGAIN}",
+    storage.check_size(
+        file, shard.bytes, AGAIN if file.exists() else "run gemma-train teacher again"
     )
 
 
@@ -199,40 +204,24 @@ def verify(folder: str) -> None:
     for number, shard in enumerate(read_description(folder).shards):
         check_size(folder, number, shard)
         read_rows(folder, number, shard)
-        file = shard_files(folder, number).targets
-        found = storage.sha256(file)
-        require(
-            found == shard.targets_sha256,
-            f"shard {str(file)!r} is damaged (its SHA-256 is {found[:12]}..., it should be "
-            f"{shard.targets_sha256[:12]}...): {AGAIN}",
-        )
+        storage.check_sha256(shard_files(folder, number).targets, shard.targets_sha256, AGAIN)
 
 
 def write_description(folder: str, description: Description) -> None:
     """Make the shards a store."""
-    content = {
-        "stream_rows": description.stream_rows,
-        "dataset_rows": description.dataset_rows,
-        "shards": [asdict(shard) for shard in description.shards],
-    }
-    _write_json(storage.path(folder) / SIDECAR, description.head, content)
+    sidecar.write(storage.path(folder) / SIDECAR, description, FORMAT_VERSION)
 
 
 def read_description(folder: str) -> Description:
     """Read the sidecar. Raises `UserError` when it is missing, garbled or of another version."""
-    sidecar = storage.path(folder) / SIDECAR
+    file = storage.path(folder) / SIDECAR
     require(
-        sidecar.exists(),
+        file.exists(),
         f"{folder!r} holds no finished teacher store (no {SIDECAR}): run gemma-train teacher",
     )
-    with _garbled(sidecar, AGAIN):
-        content = _read_json(sidecar)
-        return Description(
-            head=_head(content),
-            stream_rows=_parsed(int, content["stream_rows"]),
-            dataset_rows=_parsed(tuple[int, ...], content["dataset_rows"]),
-            shards=_parsed(tuple[TargetShard, ...], content["shards"]),
-        )
+    description = sidecar.read(file, Description, FORMAT_VERSION, AGAIN)
+    _check_teacher(file, description.head)
+    return description
 
 
 def disagreements(there: Origin, here: Origin) -> list[str]:
@@ -257,56 +246,9 @@ def check_origin(folder: str, there: Origin, here: Origin) -> None:
     )
 
 
-def _write_json(file: epath.Path, head: Head, more: dict[str, Any]) -> None:
-    content = {"format_version": FORMAT_VERSION, **asdict(head), **more}
-    storage.write_whole(file, json.dumps(content, indent=1) + "\n")
-
-
-def _read_json(file: epath.Path) -> dict[str, Any]:
-    content = json.loads(file.read_text())
-    if not isinstance(content, dict):
-        raise ValueError(f"{content!r:.60} is no object")
-    version = content["format_version"]
+def _check_teacher(file: epath.Path, head: Head) -> None:
+    """Raise `UserError` unless what is written says of which parameters its teacher is."""
     require(
-        version == FORMAT_VERSION,
-        f"{str(file)!r} has format version {version}, this release reads {FORMAT_VERSION}: {AGAIN}",
+        None not in (head.origin.parameters_sha256, head.origin.parameters),
+        f"{str(file)!r} is garbled (it does not say of which parameters its teacher is): {AGAIN}",
     )
-    return content
-
-
-def _head(content: dict[str, Any]) -> Head:
-    head = _parsed(Head, {field.name: content[field.name] for field in fields(Head)})
-    if None in (head.origin.parameters_sha256, head.origin.parameters):
-        raise ValueError("it does not say of which parameters its teacher is")
-    return head
-
-
-def _parsed(kind: Any, value: Any) -> Any:
-    """JSON as a dataclass, a tuple or a plain value of this type; no number here is below 0."""
-    if isinstance(kind, type) and is_dataclass(kind):
-        hints = get_type_hints(kind)
-        if not isinstance(value, dict):
-            raise ValueError(f"{value!r:.60} is no {kind.__name__}")
-        if other := sorted(value.keys() ^ hints.keys()):
-            raise ValueError(f"{kind.__name__} lacks, or should not have, {', '.join(other)}")
-        return kind(**{name: _parsed(hint, value[name]) for name, hint in hints.items()})
-    if get_origin(kind) is tuple:
-        if not isinstance(value, list):
-            raise ValueError(f"{value!r:.60} is no list")
-        return tuple(_parsed(get_args(kind)[0], item) for item in value)
-    kinds = get_args(kind) or ((int, float) if kind is float else (kind,))
-    if type(value) not in kinds or (isinstance(value, int | float) and not value >= 0):
-        names = " or ".join(one.__name__ for one in kinds)
-        raise ValueError(f"{value!r:.60} is no {names}" + " of 0 or more" * (str not in kinds))
-    return value
-
-
-@contextlib.contextmanager
-def _garbled(file: epath.Path, cure: str) -> Iterator[None]:
-    """Errors of a file that is not what it should be, in one line."""
-    try:
-        yield
-    except KeyError as error:
-        raise UserError(f"{str(file)!r} is garbled (it has no {error}): {cure}") from None
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{str(file)!r} is garbled ({error}): {cure}") from None

@@ -1,5 +1,6 @@
 """The store of image embeddings: what is written is read, and damage is told in a line."""
 
+import json
 import pickle
 from dataclasses import replace
 from hashlib import sha256
@@ -119,10 +120,11 @@ def test_a_sidecar_of_something_else_is_one_line(folder, content, tmp_path):
 
 
 @pytest.mark.parametrize("field", ["side", "tokens", "width"])
-def test_numbers_of_another_type_are_garbled(folder, field, tmp_path):
+@pytest.mark.parametrize("value", [0, -1, 1.5, "4", True, None])
+def test_numbers_that_no_store_has_are_garbled(folder, field, value, tmp_path):
     file = tmp_path / "store" / "store.json"
-    file.write_text(file.read_text().replace(f'"{field}": ', f'"{field}": 1.5e'))
-    with pytest.raises(UserError, match=f"garbled .{field} is"):
+    file.write_text(json.dumps({**json.loads(file.read_text()), field: value}))
+    with pytest.raises(UserError, match=rf"garbled \(Expected `int`.* at `\$.{field}`\)"):
         read_head(folder)
 
 

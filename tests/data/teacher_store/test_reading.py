@@ -12,17 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gemma_train import storage
 from gemma_train.data.config import DataConfig, TokenSource
 from gemma_train.data.example import Row, padding
+from gemma_train.data.lesson import lesson, missing_rows, taught_rows
 from gemma_train.data.pipeline import batches, listed_batches
 from gemma_train.data.rows import Rows
 from gemma_train.data.shards import TokenDataset
 from gemma_train.data.streams import training_rows
-from gemma_train.data.teacher_store import reading
 from gemma_train.data.teacher_store.codec import codec
 from gemma_train.data.teacher_store.plan import Plan, plan_of
 from gemma_train.data.teacher_store.reading import TeacherStore
-from gemma_train.data.teacher_store.rows import lesson, missing_rows, taught_rows
 from gemma_train.data.teacher_store.shards import (
     Origin,
     check_origin,
@@ -82,7 +82,7 @@ def planned(config: DataConfig, folder: Path, stream_rows: int, shard_rows: int 
 
 def write(plan: Plan, config: DataConfig, shards=None) -> None:
     """Write shards (all, unless they are named) and, if all are there, the sidecar."""
-    paths = [dataset.path for dataset in plan.head.datasets]
+    paths = [dataset.path for dataset in plan.head.lesson.datasets]
     datasets = [Rows(TokenDataset(path), LENGTH) for path in paths]
     folder = Path(plan.folder)
     folder.mkdir(exist_ok=True)
@@ -155,7 +155,7 @@ def test_the_last_listed_batch_is_filled_with_rows_of_no_weight(config):
 def test_a_dataset_that_is_listed_twice_is_taught_once(config, tmp_path):
     twice = dataclasses.replace(config, train=(*config.train, config.train[1]))
     plan = planned(twice, tmp_path / "store", 10_000)
-    assert len(plan.head.datasets) == 2
+    assert len(plan.head.lesson.datasets) == 2
     rows = [tuple(row) for part in plan.shards.values() for row in part.tolist()]
     assert len(set(rows)) == len(rows)
     write(plan, twice)
@@ -168,7 +168,7 @@ def test_a_source_that_is_not_taught_has_no_targets_and_takes_no_room(config, tm
     sources = config.train[0], dataclasses.replace(config.train[1], taught=False)
     config = dataclasses.replace(config, train=sources)
     plan = planned(config, tmp_path / "store", 60)
-    assert [dataset.path for dataset in plan.head.datasets] == [sources[0].path]
+    assert [dataset.path for dataset in plan.head.lesson.datasets] == [sources[0].path]
     write(plan, config)
     batch = take(config, 1, tmp_path / "store")[0]
     silent = ~batch.probabilities_btq.any(axis=(1, 2))
@@ -249,7 +249,7 @@ def test_a_shard_that_lost_its_records_is_written_once_more(config, tmp_path):
     ("change", "message"),
     [
         ({"shuffle_seed": 1}, "data.shuffle_seed 0 there, 1 here"),
-        ({"train": "swapped"}, r"data.weights \(3, 1\) there, \(1, 3\) here"),
+        ({"train": "swapped"}, r"data.weights \(3.0, 1.0\) there, \(1.0, 3.0\) here"),
     ],
 )
 def test_shards_that_another_run_began_are_not_taken_over(config, tmp_path, change, message):
@@ -272,12 +272,12 @@ def test_a_dataset_made_anew_since_a_kill_is_refused_with_both_sums(
 ):
     plan = planned(config, tmp_path / "store", 60)
     write(plan, config, shards=(0, 1))
-    before = plan.head.datasets[0]
+    before = plan.head.lesson.datasets[0]
     documents = [document[::-1] for document in made_documents(1, count=120)]
     write_dataset(tmp_path / "one", documents)
     anew = planned(config, tmp_path / "store", 60)
     np.testing.assert_array_equal(anew.shards[0], plan.shards[0])  # the rows do not tell
-    after = anew.head.datasets[0]
+    after = anew.head.lesson.datasets[0]
     message = (
         f"of dataset.json of '{before.path}' {before.sha256[:12]}... there, '{after.path}' "
         f"{after.sha256[:12]}... here"
@@ -293,7 +293,7 @@ def test_a_dataset_that_was_moved_is_read_where_the_config_says(config, tmp_path
     sources = dataclasses.replace(config.train[0], path=str(moved)), config.train[1]
     config = dataclasses.replace(config, train=sources)
     plan = planned(config, tmp_path / "store", 60)
-    assert [dataset.path for dataset in plan.head.datasets] == [s.path for s in sources]
+    assert [dataset.path for dataset in plan.head.lesson.datasets] == [s.path for s in sources]
     write(plan, config)
     assert missing_rows(config, TeacherStore(str(tmp_path / "store"), CODEC), 60) == 0
 
@@ -338,7 +338,7 @@ def test_rows_of_other_tokens_are_refused_by_dataset_row_and_position(config, tm
     plan = planned(config, tmp_path / "store", 60)
     write(plan, config)
     dataset, number = plan.shards[0][0].tolist()
-    path = plan.head.datasets[dataset].path
+    path = plan.head.lesson.datasets[dataset].path
     tokens = Path(path) / "tokens-00000.bin"
     changed = bytearray(tokens.read_bytes())
     place = 4 * (number * LENGTH + 5)
@@ -414,7 +414,7 @@ def test_a_shard_cut_after_the_store_was_opened_is_found_too(config, tmp_path):
             next(stream)
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", '{"format_version": 1}', "null", "\x00"])
+@pytest.mark.parametrize("content", ["[]", "{}", '{"format_version": 2}', "null", "\x00"])
 def test_sidecars_and_notes_that_are_none_are_named(config, tmp_path, content):
     plan = planned(config, tmp_path / "store", 60)
     write(plan, config)
@@ -429,11 +429,12 @@ def test_sidecars_and_notes_that_are_none_are_named(config, tmp_path, content):
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
-        (b"{", b"", "Extra data: line 2 column 18 (char 18)"),
-        (b"{", b"\xff", "'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"),
-        (b'"seed"', b'"sead"', "Origin lacks, or should not have, sead, seed"),
-        (b'"seed": 0', b'"seed": "no"', "'no' is no int of 0 or more"),
-        (b'"order"', b'"odrer"', "it has no 'order'"),
+        (b"{", b"", "Expected `object`, got `str`"),
+        (b"{", b"\xff", "JSON is malformed: invalid character (byte 0)"),
+        (b'"seed"', b'"sead"', "Object missing required field `seed` - at `$.head.origin`"),
+        (b'"seed": 0', b'"seed": "no"', "Expected `int`, got `str` - at `$.head.origin.seed`"),
+        (b'"seed": 0', b'"seed": -1', "Expected `int` >= 0 - at `$.head.origin.seed`"),
+        (b'"order"', b'"odrer"', "Object missing required field `order` - at `$.head.lesson`"),
         (b'"parameters": 1000', b'"parameters": null', "it does not say of which parameters"),
     ],
 )
@@ -560,7 +561,7 @@ def test_a_store_keeps_few_files_open_and_can_be_sent_to_another_process(
     config, tmp_path, monkeypatch
 ):
     write(planned(config, tmp_path / "store", 60, shard_rows=4), config)
-    monkeypatch.setattr(reading, "_MOST_OPEN", 3)
+    monkeypatch.setattr(storage, "_MOST_OPEN", 3)
     store = TeacherStore(str(tmp_path / "store"), CODEC)
     rows = taught_rows(config, lesson(config), 60).tolist()
     before = open_files()
@@ -586,7 +587,7 @@ def test_a_store_of_another_version_is_named(config, tmp_path):
     write(planned(config, tmp_path / "store", 60), config)
     sidecar = tmp_path / "store" / "teacher.json"
     sidecar.write_text(json.dumps({**json.loads(sidecar.read_text()), "format_version": 9}))
-    with pytest.raises(UserError, match="has format version 9, this release reads 1"):
+    with pytest.raises(UserError, match="has format version 9, this release reads 2"):
         read_description(str(tmp_path / "store"))
 
 

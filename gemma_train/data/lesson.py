@@ -1,6 +1,6 @@
 """The rows of a run that a teacher speaks of, each once: what a store of its targets holds."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -8,16 +8,8 @@ from gemma_train.data.config import DataConfig
 from gemma_train.data.shards import sidecar_sha256
 from gemma_train.data.streams import TrainingRows, training_rows
 from gemma_train.data.teacher_store.reading import TeacherStore
-from gemma_train.data.teacher_store.shards import Order, TaughtDataset, row_keys
+from gemma_train.data.teacher_store.shards import Lesson, Order, TaughtDataset, row_keys
 from gemma_train.errors import require
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lesson:
-    """The datasets of a run that are taught, and the order in which it meets their rows."""
-
-    datasets: tuple[TaughtDataset, ...]
-    order: Order
 
 
 def lesson(config: DataConfig, shard_rows: int = 1) -> Lesson:
@@ -37,7 +29,7 @@ def lesson(config: DataConfig, shard_rows: int = 1) -> Lesson:
         places.append(list(datasets).index(checksum))
     order = Order(
         shuffle_seed=config.shuffle_seed,
-        weights=tuple(source.weight for source in config.train),
+        weights=tuple(float(source.weight) for source in config.train),
         places=tuple(places),
         shard_rows=shard_rows,
     )
@@ -66,9 +58,12 @@ def missing_rows(config: DataConfig, store: TeacherStore, stream_rows: int) -> i
     """
     taught, there = lesson(config), store.description
     stream = training_rows(config, store)
-    order = replace(taught.order, shard_rows=there.head.order.shard_rows)
-    sums = [[one.sha256 for one in datasets] for datasets in (taught.datasets, there.head.datasets)]
-    if order == there.head.order and sums[0] == sums[1] and stream_rows <= there.stream_rows:
+    order = replace(taught.order, shard_rows=there.head.lesson.order.shard_rows)
+    sums = [
+        [one.sha256 for one in datasets]
+        for datasets in (taught.datasets, there.head.lesson.datasets)
+    ]
+    if order == there.head.lesson.order and sums[0] == sums[1] and stream_rows <= there.stream_rows:
         return 0  # it was made for this stream
     return sum(_missing(stream, one, stream_rows) for one, _ in _components(config, taught))
 
