@@ -98,7 +98,7 @@ EVERY = (*BOTH, "verify")
         ("targets-00001.bin", "flipped", r"is damaged \(its SHA-256 is .*: remove", ("verify",)),
         ("targets-00001.rows", "missing", "is missing: restore it, or remove it and", EVERY),
         ("targets-00001.rows", "cut", r"is damaged \(its SHA-256 is .*: restore it, or", EVERY),
-        ("teacher.json", "garbled", r"is garbled \(JSON is .*: remove that", EVERY),
+        ("teacher.json", "garbled", r"is garbled \(Input data .*: remove that", EVERY),
         ("teacher.json", "missing", r"no finished teacher store \(no teacher.json", ("train",)),
     ],
 )

@@ -306,7 +306,8 @@ def test_a_dataset_that_is_not_the_plans_is_refused_when_it_is_opened(
     weights = open_weights(teacher.weights)
     plan = plan_store(config, weights, shard_tokens=256)
     changed = tuple(replace(dataset, sha256="0" * 64) for dataset in plan.head.lesson.datasets)
-    plan = replace(plan, head=replace(plan.head, datasets=changed))
+    lesson = replace(plan.head.lesson, datasets=changed)
+    plan = replace(plan, head=replace(plan.head, lesson=lesson))
     message = (
         r"is not the one of teacher store .*dataset.json \w{12}\.\.\., due is 000000000000\.\.\."
     )
