@@ -35,7 +35,7 @@ class Rows:
     def fill(self, index: int, row: Row) -> None:
         """Write row `index` into arrays of padding."""
         start = index * self._length
-        tokens, starts = self._dataset.read(start, start + self._length + 1)
+        tokens, starts, _ = self._dataset.read(start, start + self._length + 1)
         starts, present = starts[starts > 0], tokens.size - 1
         row.tokens[:present] = tokens[:-1]
         row.targets[:present] = tokens[1:]

@@ -2,11 +2,13 @@
 
     tokens-00000.bin      ids, little-endian uint32, documents end to end
     tokens-00000.offsets  where each document starts in its shard, little-endian int64
+    tokens-00000.images   where the soft tokens of each image start, and the SHA-256 of its file
     dataset.json          the `Description`; a folder without it holds no dataset
 
 Flat shards because any window of tokens is then one read: 11 us from a memory map, against 4.4 ms
-out of compressed records. Documents never cross shards. A write that is killed leaves no sidecar,
-and the next one starts anew.
+out of compressed records. Documents never cross shards. A soft token has a place among the ids,
+which holds 0; what stands there is in a store of embeddings. A write that is killed leaves no
+sidecar, and the next one starts anew.
 """
 
 import bisect
@@ -20,23 +22,50 @@ from etils import epath
 
 from gemma_train import sidecar, storage
 from gemma_train.errors import require
-from gemma_train.sidecar import Count
+from gemma_train.sidecar import Count, Positive
 from gemma_train.tokenizer.tokenizer import Tokenizer
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SIDECAR = "dataset.json"
-_TOKEN, _OFFSET = np.dtype("<u4"), np.dtype("<i8")
+IMAGE = np.dtype([("start", "<i8"), ("image", "V32")])  # packed: 40 bytes
+_TYPES = (np.dtype("<u4"), np.dtype("<i8"), IMAGE)
 _AGAIN = "remove its folder and run gemma-train prepare again"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One pair of files: its counts and checksums. The sizes follow: 4 B a token, 8 a document."""
+    """Three files: their counts and checksums. The sizes follow: 4, 8 and 40 B of each thing."""
 
     tokens: Count
     documents: Count
+    images: Count
     tokens_sha256: str
     offsets_sha256: str
+    images_sha256: str
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Of things in each file."""
+        return self.tokens, self.documents, self.images
+
+    @property
+    def checksums(self) -> tuple[str, str, str]:
+        """Of each file."""
+        return self.tokens_sha256, self.offsets_sha256, self.images_sha256
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSpan:
+    """How every image of a dataset stands among the tokens."""
+
+    before: Count  # ids that lead in, such as a newline and the start of the image
+    tokens: Positive  # soft tokens
+    after: Count  # ids that close it
+
+    @property
+    def length(self) -> int:
+        """Of the whole, which no row cuts."""
+        return self.before + self.tokens + self.after
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +78,7 @@ class SourceCounts:
     tokens: Count  # with the <bos> and <eos> of every document
     bytes: Count  # of UTF-8
     characters: Count
+    images: Count = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,33 +87,37 @@ class Description:
 
     tokenizer_sha256: str
     vocabulary: Count
+    image: ImageSpan | None  # None where there are none
     recipe: dict  # the recipe as plain values
     sources: tuple[SourceCounts, ...]
     shards: tuple[Shard, ...]
 
     def total(self, count: str) -> int:
-        """The sum of `documents`, `tokens`, `bytes` or `characters` over the sources."""
+        """The sum of `documents`, `tokens`, `bytes`, ... over the sources."""
         return sum(getattr(source, count) for source in self.sources)
 
 
 class TokenWriter:
     """Writes the shards of a dataset document by document; `finish` makes it one."""
 
-    def __init__(self, folder: epath.Path, shard_tokens: int):
-        self._folder, self._shard_tokens = folder, shard_tokens
+    def __init__(self, folder: epath.Path, shard_tokens: int, image: ImageSpan | None = None):
+        self._folder, self._shard_tokens, self._image = folder, shard_tokens, image
         self._shards: list[Shard] = []
         self._open = None
         folder.mkdir(parents=True, exist_ok=True)
-        for pattern in (SIDECAR, "tokens-*.bin", "tokens-*.offsets"):
+        for pattern in (SIDECAR, "tokens-*.bin", "tokens-*.offsets", "tokens-*.images"):
             for leftover in folder.glob(pattern):
                 leftover.unlink()
 
-    def append(self, ids: Sequence[int]) -> None:
-        """Add one document, `<bos>` to `<eos>`."""
+    def append(self, ids: Sequence[int], images: Sequence[tuple[int, bytes]] = ()) -> None:
+        """Add one document, `<bos>` to `<eos>`.
+
+        `images` are (index of its first soft token in `ids`, `image_key`), in rising order.
+        """
         if self._open is None:
             self._open = _OpenShard(self._folder, len(self._shards))
-        self._open.append(np.asarray(ids, _TOKEN))
-        if self._open.tokens >= self._shard_tokens:
+        self._open.append(np.asarray(ids, _TYPES[0]), np.array([*images], IMAGE))
+        if self._open.counts[0] >= self._shard_tokens:
             self._end_shard()
 
     def finish(self, tokenizer: Tokenizer, recipe: dict, sources: Sequence[SourceCounts]) -> None:
@@ -92,6 +126,7 @@ class TokenWriter:
         description = Description(
             tokenizer_sha256=tokenizer.sha256,
             vocabulary=tokenizer.vocabulary,
+            image=self._image,
             recipe=recipe,
             sources=tuple(sources),
             shards=tuple(self._shards),
@@ -106,28 +141,31 @@ class TokenWriter:
 
 class _OpenShard:
     def __init__(self, folder: epath.Path, number: int):
-        self.tokens = self._documents = 0
         self._streams = [file.open("wb") for file in _shard_files(folder, number)]
-        self._digests = [hashlib.sha256(), hashlib.sha256()]
+        self._digests = [hashlib.sha256() for _ in self._streams]
+        self.counts = [0, 0, 0]  # tokens, documents, images
 
-    def append(self, ids: np.ndarray) -> None:
-        start = np.array(self.tokens, _OFFSET)
-        for stream, digest, values in zip(self._streams, self._digests, (ids, start), strict=True):
+    def append(self, ids: np.ndarray, images: np.ndarray) -> None:
+        tokens = self.counts[0]
+        images["start"] += tokens
+        for number, values in enumerate((ids, np.array([tokens], _TYPES[1]), images)):
             content = values.tobytes()
-            stream.write(content)
-            digest.update(content)
-        self.tokens += ids.size
-        self._documents += 1
+            self._streams[number].write(content)
+            self._digests[number].update(content)
+            self.counts[number] += values.size
 
     def close(self) -> Shard:
         for stream in self._streams:
             stream.close()
-        tokens_sha256, offsets_sha256 = (digest.hexdigest() for digest in self._digests)
+        tokens, documents, images = self.counts
+        tokens_sha256, offsets_sha256, images_sha256 = (d.hexdigest() for d in self._digests)
         return Shard(
-            tokens=self.tokens,
-            documents=self._documents,
+            tokens=tokens,
+            documents=documents,
+            images=images,
             tokens_sha256=tokens_sha256,
             offsets_sha256=offsets_sha256,
+            images_sha256=images_sha256,
         )
 
 
@@ -143,7 +181,7 @@ class TokenDataset:
         self.folder = folder
         self.description = read_description(folder)
         self._starts = [0, *accumulate(shard.tokens for shard in self.description.shards)]
-        self._maps: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._maps: dict[int, tuple[np.ndarray, ...]] = {}
         check_sizes(folder, self.description)
 
     def __len__(self) -> int:
@@ -152,30 +190,45 @@ class TokenDataset:
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_maps": {}}
 
-    def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens [start, stop) as uint32, and the indices in them where documents start."""
+    def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Tokens [start, stop) as uint32, where in them documents start, and images: `IMAGE`.
+
+        Of images are told whose soft tokens begin there.
+        """
         stop = min(stop, len(self))
-        tokens, starts = [], []
+        parts = []
         number = bisect.bisect_right(self._starts, start) - 1
         while number < len(self._starts) - 1 and self._starts[number] < stop:
-            shard_tokens, shard_offsets = self._shard(number)
+            tokens, offsets, images = self._shard(number)
             base = self._starts[number]
-            first, last = max(0, start - base), min(stop - base, shard_tokens.size)
-            within = slice(*np.searchsorted(shard_offsets, (first, last)))
-            tokens.append(shard_tokens[first:last])
-            starts.append(shard_offsets[within] + (base - start))
+            first, last = max(0, start - base), min(stop - base, tokens.size)
+            offsets = offsets[slice(*np.searchsorted(offsets, (first, last)))]
+            images = images[slice(*np.searchsorted(images["start"], (first, last)))].copy()
+            images["start"] += base - start
+            parts.append((tokens[first:last], offsets + (base - start), images))
             number += 1
-        return np.concatenate(tokens), np.concatenate(starts)
+        tokens, starts, images = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return tokens, starts, images
 
-    def _shard(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+    def image_starts(self) -> np.ndarray:
+        """int64: where the soft tokens of every image start in the stream, in rising order."""
+        every = [np.zeros(0, np.int64)]
+        for number, base in enumerate(self._starts[:-1]):
+            every.append(self._shard(number)[2]["start"] + base)
+        return np.concatenate(every)
+
+    def _shard(self, number: int) -> tuple[np.ndarray, ...]:
         if number not in self._maps:
-            tokens, offsets = _shard_files(storage.path(self.folder), number)
-            # Plain views: slicing a memmap object costs more than the read.
-            self._maps[number] = (
-                np.memmap(tokens, _TOKEN, mode="r").view(np.ndarray),
-                np.memmap(offsets, _OFFSET, mode="r").view(np.ndarray),
-            )
+            files = _shard_files(storage.path(self.folder), number)
+            self._maps[number] = tuple(map(_mapped, files, _TYPES))
         return self._maps[number]
+
+
+def _mapped(file: epath.Path, dtype: np.dtype) -> np.ndarray:
+    if not file.stat().length:  # which cannot be mapped
+        return np.zeros(0, dtype)
+    # A plain view: slicing a memmap object costs more than the read.
+    return np.memmap(file, dtype, mode="r").view(np.ndarray)
 
 
 def read_description(folder: str) -> Description:
@@ -205,9 +258,9 @@ def check_tokenizer(folder: str, description: Description, tokenizer: str, sha25
 def check_sizes(folder: str, description: Description) -> None:
     """Raise `UserError` unless every shard is there in full; reads no shard."""
     for number, shard in enumerate(description.shards):
-        sizes = shard.tokens * _TOKEN.itemsize, shard.documents * _OFFSET.itemsize
-        for file, size in zip(_shard_files(storage.path(folder), number), sizes, strict=True):
-            storage.check_size(file, size, _AGAIN)
+        files = _shard_files(storage.path(folder), number)
+        for file, count, dtype in zip(files, shard.counts, _TYPES, strict=True):
+            storage.check_size(file, count * dtype.itemsize, _AGAIN)
 
 
 def check_vocabulary(folder: str, vocabulary: int) -> None:
@@ -225,10 +278,12 @@ def verify(folder: str) -> None:
     description = read_description(folder)
     check_sizes(folder, description)
     for number, shard in enumerate(description.shards):
-        expected = shard.tokens_sha256, shard.offsets_sha256
-        for file, sha256 in zip(_shard_files(storage.path(folder), number), expected, strict=True):
+        files = _shard_files(storage.path(folder), number)
+        for file, sha256 in zip(files, shard.checksums, strict=True):
             storage.check_sha256(file, sha256, _AGAIN)
 
 
-def _shard_files(folder: epath.Path, number: int) -> tuple[epath.Path, epath.Path]:
-    return folder / f"tokens-{number:05d}.bin", folder / f"tokens-{number:05d}.offsets"
+def _shard_files(folder: epath.Path, number: int) -> tuple[epath.Path, epath.Path, epath.Path]:
+    stem = folder / f"tokens-{number:05d}"
+    tokens, offsets, images = (stem.with_suffix(s) for s in (".bin", ".offsets", ".images"))
+    return tokens, offsets, images

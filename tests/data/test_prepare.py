@@ -77,7 +77,7 @@ def quiet(_: str) -> None:
 
 def stored_texts(folder: str, tokenizer) -> list[str]:
     dataset = TokenDataset(folder)
-    tokens, starts = dataset.read(0, len(dataset))
+    tokens, starts, _ = dataset.read(0, len(dataset))
     documents = np.split(tokens, starts[1:])
     assert all(ids[0] == tokenizer.bos and ids[-1] == tokenizer.eos for ids in documents)
     return [tokenizer.decode(ids[1:-1]) for ids in documents]

@@ -1,12 +1,16 @@
 import json
 import pickle
+from hashlib import sha256
 
 import numpy as np
 import pytest
+from etils import epath
 
 from gemma_train.data.shards import (
     SIDECAR,
+    ImageSpan,
     TokenDataset,
+    TokenWriter,
     check_tokenizer,
     check_vocabulary,
     read_description,
@@ -27,7 +31,7 @@ def test_windows_read_the_stream_across_shards(folder, made_documents):
     assert len(dataset) == stream.size
     assert len(dataset.description.shards) > 4
     for start, stop in [(0, 1), (0, stream.size), (95, 320), (stream.size - 3, stream.size + 9)]:
-        tokens, found = dataset.read(start, stop)
+        tokens, found, _ = dataset.read(start, stop)
         assert tokens.tolist() == stream[start:stop].tolist()
         assert found.tolist() == (starts[(starts >= start) & (starts < stop)] - start).tolist()
 
@@ -57,7 +61,7 @@ def test_writing_over_leftovers_removes_them(write_dataset, made_documents, tmp_
     made = write_dataset(tmp_path / "made", made_documents(count=90), shard_tokens=100)
     again = write_dataset(tmp_path / "made", [[2, 1]], shard_tokens=100)
     assert made == again
-    assert len(list((tmp_path / "made").iterdir())) == 3
+    assert len(list((tmp_path / "made").iterdir())) == 4
     assert len(TokenDataset(again)) == 2
 
 
@@ -79,7 +83,7 @@ def test_a_bucket_is_refused_for_training():
         (lambda content: "{}", "garbled"),
         (lambda content: content.replace('"licence"', '"license"'), "garbled"),
         (
-            lambda content: content.replace('"format_version": 1', '"format_version": 9'),
+            lambda content: content.replace('"format_version": 2', '"format_version": 9'),
             "version 9",
         ),
     ],
@@ -132,3 +136,43 @@ def test_the_sidecar_says_what_the_dataset_holds(folder, tmp_path, made_document
     content = json.loads((tmp_path / "made" / SIDECAR).read_text())
     assert content["sources"][0]["licence"] == "CC0-1.0"
     assert TokenDataset(folder).description.total("documents") == len(made_documents())
+
+
+SPAN = ImageSpan(before=2, tokens=4, after=1)
+
+
+def image_documents(random: np.random.Generator, count: int) -> list[tuple[list[int], list]]:
+    """(ids, images) of documents of none to three images between words."""
+    documents = []
+    for number in range(count):
+        ids, images = [2], []
+        for image in range(random.integers(4)):
+            ids += random.integers(5, 600, random.integers(6)).tolist()
+            images.append((len(ids) + SPAN.before, sha256(b"%d %d" % (number, image)).digest()))
+            ids += [3, 4, *[0] * SPAN.tokens, 4]
+        documents.append(([*ids, 1], images))
+    return documents
+
+
+def test_images_are_told_where_their_soft_tokens_start(tmp_path, tokenizer):
+    documents = image_documents(np.random.default_rng(0), 40)
+    writer, folder = TokenWriter(epath.Path(tmp_path), 100, SPAN), str(tmp_path)
+    for document in documents:
+        writer.append(*document)
+    writer.finish(tokenizer, {}, [])
+    dataset, base, expected = TokenDataset(folder), 0, []
+    assert dataset.description.image == SPAN
+    assert len(dataset.description.shards) > 3
+    for ids, images in documents:
+        expected += [(base + start, key) for start, key in images]
+        base += len(ids)
+    assert dataset.image_starts().tolist() == [start for start, _ in expected]
+    for first, last in ((0, len(dataset)), (90, 230), (expected[3][0], expected[5][0]), (0, 1)):
+        tokens, _, images = dataset.read(first, last)
+        here = [(start - first, key) for start, key in expected if first <= start < last]
+        assert images.tolist() == here
+        assert all(not tokens[start : start + SPAN.tokens].any() for start, _ in here)
+    verify(folder)
+    (tmp_path / "tokens-00001.images").write_bytes(b"")
+    with pytest.raises(UserError, match="00001.images' has 0 bytes, it should have"):
+        TokenDataset(folder)
