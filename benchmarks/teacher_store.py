@@ -20,7 +20,7 @@ import numpy as np
 
 from gemma_train.config import RunConfig, read_record
 from gemma_train.conversion.load import open_weights
-from gemma_train.data.example import Row, padding
+from gemma_train.data.example import Layout, Row
 from gemma_train.data.pipeline import batches
 from gemma_train.data.teacher_store.codec import Codec, RowTargets, codec
 from gemma_train.data.teacher_store.reading import TeacherStore
@@ -49,7 +49,7 @@ SECONDS = 2.0
 def made_up(sampler: Sampler) -> Row:
     """A row of targets of the made-up teacher."""
     random = np.random.default_rng(0)
-    row = padding(1, LENGTH, sampler.candidates).row(0)
+    row = Layout(length=LENGTH, candidates=sampler.candidates).padding(1).row(0)
     assert row.candidates is not None and row.probabilities is not None
     row.tokens[:], row.weights[:] = random.integers(0, VOCABULARY, LENGTH), 1
     draw = jax.jit(lambda logits_cv, draws_c: draw_from_logits(logits_cv, draws_c, sampler))

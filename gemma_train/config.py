@@ -16,7 +16,7 @@ from etils import epath
 
 from gemma_train import storage
 from gemma_train.checked import check_fields
-from gemma_train.data.config import DataConfig, TokenSource
+from gemma_train.data.config import DataConfig, ImageRows, TokenSource
 from gemma_train.definition import load_definition
 from gemma_train.errors import UserError, require
 from gemma_train.evaluation.held_out import EvaluationConfig
@@ -57,8 +57,8 @@ class RunConfig:
             value = getattr(self, name)
             require(value >= 1, f"{name} is {value}: it must be at least 1")
         require(
-            self.model.vision is None,
-            "model.vision is set, but no batch brings images yet: leave it None (text alone)",
+            self.model.vision is not None or self.data.images is None,
+            "data.images is set, but model.vision is None: choose a model that sees images",
         )
         length, context = self.data.sequence_length, self.model.context
         require(
@@ -113,6 +113,12 @@ class RunConfig:
             return 0
         return size(self.loss.sampler, self.model.vocabulary)
 
+    @property
+    def row_images(self) -> tuple[int, int, int] | None:
+        """The images of a row, soft tokens of one, and their width; None for text alone."""
+        vision, images = self.model.vision, self.data.images
+        return (images.per_row, vision.tokens, vision.width) if vision and images else None
+
 
 # A run to show the fields of: `gemma-train train --help`.
 EXAMPLE = RunConfig(
@@ -139,6 +145,7 @@ RESUMABLE_CHANGES = {
     "loss.teacher.folder",
     "loss.teacher.sharding",
     "loss.teacher.step",  # that it is the same teacher's is looked at where it is opened
+    "data.images.store",  # embeddings are known by their images, stores by their encoder
     "data.read_threads",
     "data.prefetch_batches",
     "data.worker_processes",
@@ -151,6 +158,7 @@ _CONFIGS = {
         GemmaConfig,
         VisionConfig,
         DataConfig,
+        ImageRows,
         TokenSource,
         NextToken,
         Distillation,
@@ -177,6 +185,7 @@ __all__ = [
     "EvaluationConfig",
     "GemmaConfig",
     "Gumbel",
+    "ImageRows",
     "MeshConfig",
     "Multinomial",
     "NextToken",

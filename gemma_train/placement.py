@@ -7,7 +7,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gemma_train.axes import activation
-from gemma_train.data.example import Batch, padding
+from gemma_train.data.example import LETTERS, Batch, Layout
 
 
 def needed_rows(mesh: Mesh, batch_rows: int) -> list[int]:
@@ -29,23 +29,25 @@ def place(batch: Batch, mesh: Mesh, batch_rows: int) -> Batch:
         def part(index: tuple[slice, ...]) -> np.ndarray:
             return x[[local[row] for row in range(batch_rows)[index[0]]], index[1]]
 
-        return jax.make_array_from_callback((batch_rows, *x.shape[1:]), _sharding(mesh, x), part)
+        shape = (batch_rows, *x.shape[1:])
+        return jax.make_array_from_callback(shape, _sharding(mesh, x.ndim), part)
 
     return jax.tree.map(put, batch)
 
 
-def abstract_batch(mesh: Mesh, batch_rows: int, length: int, candidates: int = 0) -> Batch:
+def abstract_batch(mesh: Mesh, batch_rows: int, layout: Layout) -> Batch:
     """Shapes, dtypes and shardings of a batch that `place` would put on the mesh."""
+    arrays = layout.arrays(batch_rows).items()
+    return Batch(
+        **{
+            name: jax.ShapeDtypeStruct(shape, dtype, sharding=_sharding(mesh, len(shape)))
+            for name, (shape, dtype) in arrays
+        }
+    )
 
-    def like(x: np.ndarray) -> jax.ShapeDtypeStruct:
-        shape = (batch_rows, length, *x.shape[2:])
-        return jax.ShapeDtypeStruct(shape, x.dtype, sharding=_sharding(mesh, x))
 
-    return jax.tree.map(like, padding(1, 1, candidates))
-
-
-def _sharding(mesh: Mesh, x: np.ndarray) -> NamedSharding:
-    return NamedSharding(mesh, activation("bt" if x.ndim == 2 else "btq"))
+def _sharding(mesh: Mesh, axes: int) -> NamedSharding:
+    return NamedSharding(mesh, activation(LETTERS[axes]))
 
 
 def abstract[Tree](make: Callable[[], Tree]) -> Tree:

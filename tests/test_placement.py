@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from gemma_train.data.example import Batch
+from gemma_train.data.example import Batch, Layout
 from gemma_train.placement import abstract_batch, needed_rows, place
 from tests.two_processes import numbered
 
@@ -26,7 +26,8 @@ def test_one_process_needs_every_row_once(mesh, mesh_of):
 @pytest.mark.parametrize("mesh", MESHES)
 def test_a_placed_batch_is_the_batch_split_by_rows_and_positions(mesh, mesh_of):
     rows, length = 16, 8
-    batch = numbered(rows, length, 3)
+    layout = Layout(length=length, candidates=3, images=(2, 4, 6))
+    batch = numbered(rows, layout)
     replica, data, seq = mesh
     with mesh_of(*mesh):
         placed = place(batch, jax.sharding.get_mesh(), rows)
@@ -35,18 +36,21 @@ def test_a_placed_batch_is_the_batch_split_by_rows_and_positions(mesh, mesh_of):
         assert found.dtype == array.dtype
         np.testing.assert_array_equal(found, array)
         for shard in found.addressable_shards:
-            part = (rows // (replica * data), length // seq, 3)
-            assert shard.data.shape == part[: array.ndim]
+            sizes = {"b": rows // (replica * data), "t": length // seq, "q": 3, "i": 2, "p": 4}
+            part = [{**sizes, "e": 6}[letter] for letter in name.rpartition("_")[2]]
+            assert list(shard.data.shape) == part
             np.testing.assert_array_equal(shard.data, array[shard.index])
     assert isinstance(placed, Batch)
 
 
 @pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 2)])
 @pytest.mark.parametrize("candidates", [0, 3])
-def test_an_abstract_batch_is_a_placed_one_without_its_numbers(mesh, candidates, mesh_of):
+@pytest.mark.parametrize("images", [None, (2, 4, 6)])
+def test_an_abstract_batch_is_a_placed_one_without_its_numbers(mesh, candidates, images, mesh_of):
+    layout = Layout(length=8, candidates=candidates, images=images)
     with mesh_of(*mesh):
-        placed = place(numbered(16, 8, candidates), jax.sharding.get_mesh(), 16)
-        abstract = abstract_batch(jax.sharding.get_mesh(), 16, 8, candidates)
+        placed = place(numbered(16, layout), jax.sharding.get_mesh(), 16)
+        abstract = abstract_batch(jax.sharding.get_mesh(), 16, layout)
     assert jax.tree.structure(placed) == jax.tree.structure(abstract)
     for name, array in vars(placed).items():
         if array is None:

@@ -3,24 +3,22 @@
 They check their own rows of a batch, and that what one finds is told to both.
 """
 
+import math
 import os
 import sys
 
 import numpy as np
 
-from gemma_train.data.example import Batch
+from gemma_train.data.example import Batch, Layout
 
 
-def numbered(rows: int, length: int, candidates: int = 0) -> Batch:
-    """A batch in which every number is of one place in one array only."""
-    names = [f"{name}_bt" for name in ("tokens", "targets", "positions", "segments", "weights")]
-    count = np.arange(rows * length).reshape(rows, length)
-    arrays = {name: np.int32(count + 1000 * i) for i, name in enumerate(names)}
-    arrays["weights_bt"] = np.float32(arrays["weights_bt"])
-    if candidates:
-        count = np.arange(rows * length * candidates).reshape(rows, length, candidates)
-        arrays["candidates_btq"] = np.int32(count + 5000)
-        arrays["probabilities_btq"] = np.float32(count + 9000)
+def numbered(rows: int, layout: Layout) -> Batch:
+    """A batch in which every number is of one place in one array only, as far as bfloat16 goes."""
+    arrays, count = {}, 0
+    for name, (shape, dtype) in layout.arrays(rows).items():
+        size = math.prod(shape)
+        arrays[name] = np.arange(count, count + size).reshape(shape).astype(dtype)
+        count += size
     return Batch(**arrays)
 
 
@@ -58,7 +56,7 @@ def main(address: str, number: int) -> None:
     check_leader(number)
     start_runtime(MeshConfig(runtime="many_processes"))  # finds the runtime started already
     rows, length = 16, 8
-    batch = numbered(rows, length, 3)
+    batch = numbered(rows, Layout(length=length, candidates=3, images=(1, 2, 3)))
     for replica, data, seq, share in ((1, 8, 1, 8), (2, 2, 2, 8), (1, 4, 2, 8), (1, 1, 8, 16)):
         mesh = make_mesh(MeshConfig(replica=replica, data=data, seq=seq))
         needed = needed_rows(mesh, rows)
@@ -67,7 +65,7 @@ def main(address: str, number: int) -> None:
         placed = place(own, mesh, rows)
         for name, array in vars(batch).items():
             found = getattr(placed, name)
-            assert found.shape == (rows, length, 3)[: array.ndim]
+            assert found.shape == array.shape
             assert len(found.addressable_shards) == 4
             for shard in found.addressable_shards:
                 np.testing.assert_array_equal(shard.data, array[shard.index])

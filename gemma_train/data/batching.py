@@ -13,7 +13,7 @@ from absl import flags
 from jax import tree_util
 
 from gemma_train.data.config import DataConfig
-from gemma_train.data.example import Batch, Row, padding
+from gemma_train.data.example import Batch, Layout, Row
 
 
 class RowStream(Protocol):
@@ -31,14 +31,13 @@ class BatchSource:
     batch_rows: int
     batch_indices: tuple[int, ...]
     batches: int
-    length: int
-    candidates: int = 0  # of a teacher, at each position
+    layout: Layout
 
     def __len__(self) -> int:
         return self.batches
 
     def __getitem__(self, index: int) -> Batch:
-        batch = padding(len(self.batch_indices), self.length, self.candidates)
+        batch = self.layout.padding(len(self.batch_indices))
         first = self.first_row + index * self.batch_rows
         for slot, offset in enumerate(self.batch_indices):
             self.rows.fill(first + offset, batch.row(slot))

@@ -22,12 +22,28 @@ class TokenSource:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImageRows:
+    """Images in rows: where their embeddings are, and the room that each row has for them."""
+
+    store: str  # folder of embeddings that gemma-train embed wrote, such as data/mine/images
+    per_row: int = 4  # most images of a row; each takes its room whether it is there or not
+
+    def __post_init__(self):
+        require(bool(self.store), "data.images.store is empty: name a folder of embeddings")
+        require(
+            self.per_row >= 1,
+            f"data.images.per_row is {self.per_row}: must be at least 1 (data.images=None is text)",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """What is read and how."""
 
     tokenizer: str  # path of the SentencePiece model that the datasets were made with
     train: tuple[TokenSource, ...]  # the mixture to train on
     held_out: tuple[str, ...] = ()  # folders of the datasets to evaluate on
+    images: ImageRows | None = None  # where datasets have images; None reads text alone
     sequence_length: int = 2_048  # tokens in a row
     batch_rows: int = 8  # rows (sequences) in a step, over all devices
     shuffle_seed: int = 0  # another seed is another order of the same rows

@@ -11,6 +11,8 @@ import numpy as np
 
 from gemma_train.data.batching import Batches, BatchSource, read_ahead
 from gemma_train.data.config import DataConfig
+from gemma_train.data.example import Layout
+from gemma_train.data.images.store import read_head
 from gemma_train.data.shards import check_vocabulary
 from gemma_train.data.streams import HeldOutRows, ListedRows, open_rows, training_rows
 from gemma_train.data.teacher_store.reading import TeacherStore
@@ -38,8 +40,7 @@ def batches(
         batch_rows=config.batch_rows,
         batch_indices=tuple(batch_indices),
         batches=(sys.maxsize - start_row) // config.batch_rows,
-        length=config.sequence_length,
-        candidates=teacher.codec.candidates if teacher else 0,
+        layout=_layout(config, teacher),
     )
     return read_ahead(source, config)
 
@@ -100,6 +101,18 @@ def _once(
         batch_rows=batch_rows,
         batch_indices=tuple(batch_indices),
         batches=-(-len(rows) // batch_rows),
-        length=config.sequence_length,
+        layout=_layout(config),
     )
     return read_ahead(source, config)
+
+
+def _layout(config: DataConfig, teacher: TeacherStore | None = None) -> Layout:
+    shape = None
+    if config.images is not None:
+        head = read_head(config.images.store)
+        shape = config.images.per_row, head.tokens, head.width
+    return Layout(
+        length=config.sequence_length,
+        candidates=teacher.codec.candidates if teacher else 0,
+        images=shape,
+    )

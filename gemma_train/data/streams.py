@@ -16,6 +16,8 @@ import numpy as np
 from gemma_train import storage
 from gemma_train.data.config import DataConfig, TokenSource
 from gemma_train.data.example import Row
+from gemma_train.data.images.rows import RowImages
+from gemma_train.data.images.store import EmbeddingStore
 from gemma_train.data.mixture import Schedule, quotas
 from gemma_train.data.rows import Rows
 from gemma_train.data.shards import TokenDataset, check_tokenizer, sidecar_sha256
@@ -119,7 +121,16 @@ def open_rows(paths: Sequence[str], config: DataConfig) -> list[Rows]:
     datasets = [TokenDataset(path) for path in paths]
     for dataset in datasets:
         check_tokenizer(dataset.folder, dataset.description, config.tokenizer, sha256)
-    return [Rows(dataset, config.sequence_length) for dataset in datasets]
+    images = row_images(config)
+    return [Rows(dataset, config.sequence_length, images) for dataset in datasets]
+
+
+def row_images(config: DataConfig) -> RowImages | None:
+    """The embeddings of a config's images, opened; None where it reads text alone."""
+    if config.images is None:
+        return None
+    store = EmbeddingStore(config.images.store)
+    return RowImages(store=store, per_row=config.images.per_row)
 
 
 def _shuffled(rows: int, seed: int, index: int) -> grain.MapDataset:

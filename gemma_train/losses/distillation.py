@@ -16,6 +16,7 @@ from gemma_train.data.example import Batch
 from gemma_train.errors import require
 from gemma_train.kernels.vocabulary.candidates import draw
 from gemma_train.kernels.vocabulary.loss import LossTerms, Targets, vocabulary_loss
+from gemma_train.losses.states import final_states
 from gemma_train.model import Gemma
 from gemma_train.model.config import GemmaConfig
 from gemma_train.samplers import Sampler, TopK
@@ -98,7 +99,7 @@ def taught(teacher: Gemma, batch: Batch, config: Distillation) -> Batch:
     What is drawn depends on the seed, the row's tokens and the position in it alone: on no mesh, no
     order of rows, and not on whether it is drawn in the step or for a store.
     """
-    states_btd, _ = teacher(batch.tokens_bt, batch.positions_bt, batch.segments_bt)
+    states_btd = final_states(teacher, batch)
     candidates_btq, probabilities_btq = draw(
         states_btd,
         teacher.embedding.table[...],
@@ -122,7 +123,7 @@ def distillation_loss(
     learns nothing. The soft part is multiplied by temperature squared (Hinton et al. 2015).
     """
     assert batch.candidates_btq is not None and batch.probabilities_btq is not None
-    states_btd, _ = model(batch.tokens_bt, batch.positions_bt, batch.segments_bt)
+    states_btd = final_states(model, batch)
     table_vd, weights_bt = model.embedding.table[...], batch.weights_bt * token_weight
 
     def loss_of(targets: Targets, terms: LossTerms) -> tuple[jax.Array, jax.Array]:

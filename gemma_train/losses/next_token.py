@@ -10,6 +10,7 @@ from gemma_train.axes import activation
 from gemma_train.data.example import Batch
 from gemma_train.errors import require
 from gemma_train.kernels.vocabulary.loss import LossTerms, Targets, vocabulary_loss
+from gemma_train.losses.states import final_states
 from gemma_train.mesh import mesh_of
 from gemma_train.model import Gemma
 from gemma_train.model.packing import checked, packing
@@ -38,7 +39,7 @@ def next_token_loss(
     `token_weight` is 1 / (tokens with loss in the whole step), so that sums over microbatches are
     the step's means in nats per token.
     """
-    states_btd, _ = model(batch.tokens_bt, batch.positions_bt, batch.segments_bt)
+    states_btd = final_states(model, batch)
     terms = LossTerms(
         z_loss=config.z_loss, soft_cap=model.config.final_soft_cap, chunk=config.chunk
     )

@@ -16,7 +16,7 @@ from gemma_train.config import RunConfig
 from gemma_train.placement import abstract_batch
 from gemma_train.silence import silenced_standard_error
 from gemma_train.teachers.online import abstract_teacher
-from gemma_train.teachers.stored import stored_candidates
+from gemma_train.teachers.stored import batch_layout
 from gemma_train.training.state import abstract_state
 from gemma_train.training.step import make_step
 
@@ -46,8 +46,7 @@ class TooLarge:
 def lower_step(config: RunConfig, mesh: Mesh) -> jax.stages.Lowered:
     """The trainer's step on `mesh`, traced from shapes alone: the program before it is compiled."""
     with jax.set_mesh(mesh):
-        rows, length = config.data.batch_rows, config.data.sequence_length
-        batch = abstract_batch(mesh, rows, length, stored_candidates(config))
+        batch = abstract_batch(mesh, config.data.batch_rows, batch_layout(config))
         step = make_step(config).trace(abstract_state(config), batch, abstract_teacher(config))
         platform = mesh.devices.flat[0].platform
         return step.lower(lowering_platforms=(platform,))

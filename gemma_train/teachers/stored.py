@@ -10,6 +10,7 @@ from gemma_train import storage
 from gemma_train.config import RunConfig
 from gemma_train.conversion.fingerprint import parameters_sha256
 from gemma_train.conversion.tensors import Weights
+from gemma_train.data.example import Layout
 from gemma_train.data.lesson import missing_rows
 from gemma_train.data.teacher_store.codec import Codec, codec
 from gemma_train.data.teacher_store.reading import TeacherStore
@@ -33,9 +34,13 @@ def stored(config: RunConfig) -> Stored | None:
     return None
 
 
-def stored_candidates(config: RunConfig) -> int:
-    """How many candidates a position of the run's batches brings with it; 0 without a store."""
-    return store_codec(config).candidates if stored(config) else 0
+def batch_layout(config: RunConfig) -> Layout:
+    """The sizes of the batches that a run reads: with a stored teacher's candidates, and images."""
+    return Layout(
+        length=config.data.sequence_length,
+        candidates=store_codec(config).candidates if stored(config) else 0,
+        images=config.row_images,
+    )
 
 
 def with_teacher_online(config: RunConfig) -> RunConfig:

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec
 
 from gemma_train.axes import activation
 from gemma_train.config import RunConfig
-from gemma_train.data.example import Batch
+from gemma_train.data.example import LETTERS, Batch
 from gemma_train.losses import training_loss
 from gemma_train.mesh import device_kind
 from gemma_train.model import Gemma
@@ -77,8 +77,8 @@ def _accumulate(
         return value_and_gradient(model, batch, token_weight)
 
     def part(x: jax.Array) -> jax.Array:
-        """[b, t] -> [microbatch, b / microbatches, t], every device keeping rows of its own."""
-        b, *others = activation("bt" if x.ndim == 2 else "btq")
+        """[b, ...] -> [microbatch, b / microbatches, ...], every device keeping rows of its own."""
+        b, *others = activation(LETTERS[x.ndim])
         shape = (x.shape[0] // microbatches, microbatches, *x.shape[1:])
         parts = jax.lax.reshape(x, shape, out_sharding=PartitionSpec(b, None, *others))
         return jnp.swapaxes(parts, 0, 1)

@@ -141,6 +141,7 @@ def test_a_second_step_finds_the_state_as_the_first_did(changes, small_run, mesh
     import jax
 
     from gemma_train.placement import abstract_batch
+    from gemma_train.teachers.stored import batch_layout
     from gemma_train.training.state import abstract_state
     from gemma_train.training.step import make_step
 
@@ -148,7 +149,7 @@ def test_a_second_step_finds_the_state_as_the_first_did(changes, small_run, mesh
     mesh = mesh_of_chips(config.mesh)
     with jax.set_mesh(mesh):
         state = abstract_state(config)
-        batch = abstract_batch(mesh, config.data.batch_rows, config.data.sequence_length)
+        batch = abstract_batch(mesh, config.data.batch_rows, batch_layout(config))
         after, _ = jax.eval_shape(make_step(config), state, batch)
 
     def types(tree) -> list[str]:

@@ -39,7 +39,7 @@ def test_rows_equal_the_definition(write_dataset, made_documents, tmp_path, seed
     assert len(rows) == len(expected)
     for index, row in enumerate(expected):
         assert [field.tolist() for field in rows[index][:5]] == row
-        assert rows[index][5:] == (None, None)
+        assert rows[index][5:] == (None,) * 4
 
 
 def test_every_token_but_the_first_is_a_target_once(write_dataset, made_documents, tmp_path):

@@ -54,7 +54,7 @@ def test_figures_of_tokens_are_summed_over_the_vocabulary_as_the_step_does(
     from gemma_train.model.sizes import GEMMA3_1B
     from gemma_train.placement import abstract_batch
     from gemma_train.teachers.online import abstract_teacher
-    from gemma_train.teachers.stored import stored_candidates
+    from gemma_train.teachers.stored import batch_layout
     from gemma_train.training.state import abstract_state
     from gemma_train.training.step import make_step
 
@@ -66,6 +66,6 @@ def test_figures_of_tokens_are_summed_over_the_vocabulary_as_the_step_does(
     run = run_on_chips(model, MeshConfig(data=8), length=128, rows=16, steps=9, loss=loss)
     config = run(accumulation=2, compute__attention="reference")
     with mesh_of(data=8):
-        batch = abstract_batch(jax.sharding.get_mesh(), 16, 128, stored_candidates(config))
+        batch = abstract_batch(jax.sharding.get_mesh(), 16, batch_layout(config))
         step = make_step(config).trace(abstract_state(config), batch, abstract_teacher(config))
     assert sums_in(step.jaxpr.jaxpr, ("data_minor",)) == vocabulary_sums(config) > 0

@@ -12,8 +12,8 @@ from gemma_train.planning.compiled import lower_step
 from gemma_train.teachers import stored
 from gemma_train.teachers.stored import (
     SUM,
+    batch_layout,
     open_store,
-    stored_candidates,
     teachers_sha256,
     with_teacher_online,
 )
@@ -25,7 +25,7 @@ def config():
 
 
 def test_a_step_is_lowered_for_batches_that_bring_their_candidates(config, mesh_of):
-    assert stored_candidates(config) == 64
+    assert batch_layout(config).candidates == 64
     with mesh_of():
         text = lower_step(config, jax.sharding.get_mesh()).as_text()
     assert "tensor<4x256x64xi32>" in text and "tensor<4x256x64xf32>" in text
@@ -36,7 +36,7 @@ def test_a_store_stands_for_its_teacher_in_the_step(config):
     assert online.loss == replace(
         config.loss, teacher=Online(weights="runs/quickstart", dtype="float32")
     )
-    assert stored_candidates(online) == 0
+    assert batch_layout(online).candidates == 0
     assert open_store(online, print) is None
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import zstandard
 
-from gemma_train.data.example import Row, padding
+from gemma_train.data.example import Layout, Row
 from gemma_train.data.teacher_store.codec import codec
 from gemma_train.errors import UserError
 from gemma_train.samplers import Counts, Dense, Gumbel, Multinomial, Priority, Sampler, TopK
@@ -26,7 +26,7 @@ def made_row(sampler: Sampler, vocabulary: int = VOCABULARY, silent: int = 0) ->
 def _made(sampler: Sampler, vocabulary: int) -> Row:
     """p ~ rank^-e, e about 1.3, and the ids of the ranks others at every position."""
     random = np.random.default_rng(0)
-    row = padding(1, LENGTH, sampler.candidates).row(0)
+    row = Layout(length=LENGTH, candidates=sampler.candidates).padding(1).row(0)
     row.tokens[:] = random.integers(0, vocabulary, LENGTH)
     row.weights[:] = 1
     for position in range(LENGTH):
@@ -145,7 +145,7 @@ def _mean_of_stored(sampler: Sampler) -> tuple[np.ndarray, np.ndarray, np.ndarra
     p /= p.sum()
     drawn = []
     for _ in range(100):
-        row = padding(1, LENGTH, sampler.candidates).row(0)
+        row = Layout(length=LENGTH, candidates=sampler.candidates).padding(1).row(0)
         row.weights[:] = 1
         for position in range(LENGTH):
             row.candidates[position], row.probabilities[position] = draw(sampler, p, random)

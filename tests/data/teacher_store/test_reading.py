@@ -14,7 +14,7 @@ import pytest
 
 from gemma_train import storage
 from gemma_train.data.config import DataConfig, TokenSource
-from gemma_train.data.example import Row, padding
+from gemma_train.data.example import Layout, Row
 from gemma_train.data.lesson import lesson, missing_rows, taught_rows
 from gemma_train.data.pipeline import batches, listed_batches
 from gemma_train.data.rows import Rows
@@ -65,7 +65,7 @@ def config(write_dataset, made_documents, tokenizer, tmp_path) -> DataConfig:
 
 def made_targets(row: Row) -> Row:
     """A row with targets that follow from its own tokens."""
-    full = padding(1, LENGTH, SAMPLER.candidates).row(0)
+    full = Layout(length=LENGTH, candidates=SAMPLER.candidates).padding(1).row(0)
     for one, other in zip(full[:5], row[:5], strict=True):
         one[:] = other
     steps = np.arange(SAMPLER.candidates)
