@@ -7,6 +7,7 @@ CHECKPOINTS = "checkpoints"
 STATE = "state"  # what a checkpoint of them holds
 TOKENIZER = "tokenizer.model"
 TEACHER = "teacher.json"  # who teaches it in its step
+ENCODER_RECORD = "encoder.json"  # whose embeddings of images it has seen
 SUMMARY = "summary.json"
 SAMPLE = "sample.txt"
 REPORT = "report.html"

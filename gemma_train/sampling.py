@@ -10,6 +10,7 @@ import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +18,10 @@ import numpy as np
 from jax.sharding import PartitionSpec, reshard
 
 from gemma_train.axes import ACTIVATIONS, activation
-from gemma_train.errors import require
+from gemma_train.data.example import LETTERS
+from gemma_train.errors import UserError, require
 from gemma_train.model import Cache, Gemma
+from gemma_train.model.soft_tokens import Images
 
 SMALLEST_BUCKET = 16
 
@@ -45,16 +48,24 @@ class SamplingConfig:
         require(0 <= self.seed < 2**32, f"seed is {self.seed}: it must be from 0 to 2**32 - 1")
 
 
+class PromptImage(NamedTuple):
+    """An image in a prompt."""
+
+    start: int  # where in the prompt its soft tokens begin
+    embeddings: np.ndarray  # [tokens, vision width], as `Gemma.encode_images` gives them
+
+
 def sample(
     model: Gemma,
     prompts: Sequence[Sequence[int]],
     *,
     config: SamplingConfig,
     stop_ids: Collection[int] = (),
+    images: Sequence[Sequence[PromptImage]] = (),
 ) -> list[list[int]]:
     """The new ids of each prompt, as `stream` gives them."""
     new: list[list[int]] = [[] for _ in prompts]
-    for step in stream(model, prompts, config=config, stop_ids=stop_ids):
+    for step in stream(model, prompts, config=config, stop_ids=stop_ids, images=images):
         for row, token in step.items():
             new[row].append(token)
     return new
@@ -66,8 +77,12 @@ def stream(
     *,
     config: SamplingConfig,
     stop_ids: Collection[int] = (),
+    images: Sequence[Sequence[PromptImage]] = (),
 ) -> Iterator[dict[int, int]]:
     """New ids as they come: in each step, the number of a prompt -> the id that follows it.
+
+    With `images`, so many lists as prompts: what stands among a prompt's ids where the soft tokens
+    of an image do does not matter.
 
     A prompt that draws one of `stop_ids` is missing from that step on; there are at most
     `config.maximum_tokens` steps. What a row draws depends on its own ids, its number and the
@@ -76,13 +91,19 @@ def stream(
     mesh that splits positions.
     """
     _check(model, prompts, config)
-    return _steps(model, prompts, config, frozenset(stop_ids))
+    _check_images(model, prompts, images)
+    return _steps(model, prompts, config, frozenset(stop_ids), images)
 
 
 def _steps(
-    model: Gemma, prompts: Sequence[Sequence[int]], config: SamplingConfig, stop_ids: frozenset[int]
+    model: Gemma,
+    prompts: Sequence[Sequence[int]],
+    config: SamplingConfig,
+    stop_ids: frozenset[int],
+    images: Sequence[Sequence[PromptImage]],
 ) -> Iterator[dict[int, int]]:
     tokens_bt, positions_bt, segments_bt = _padded(prompts, model.config.context)
+    seen = _placed(images, prompts, tokens_bt) if any(images) else None
     ends_b1 = positions_bt[:, -1:]
     slots = _bucket(int(ends_b1.max()) + 1 + config.maximum_tokens, model.config.context)
     advance = partial(
@@ -93,7 +114,7 @@ def _steps(
         slots=slots,
         top_k=1 if config.temperature == 0 else min(config.top_k, model.config.vocabulary),
     )
-    next_b1, cache = advance(None, tokens_bt, positions_bt, segments_bt)
+    next_b1, cache = advance(None, tokens_bt, positions_bt, segments_bt, seen)
     going = list(range(len(prompts)))
     for number in range(1, config.maximum_tokens + 1):
         drawn_b1 = next_b1
@@ -114,6 +135,7 @@ def _advance(
     tokens_bt: jax.Array,
     positions_bt: jax.Array,
     segments_bt: jax.Array,
+    images: Images | None = None,
     *,
     temperature: jax.Array,
     key: jax.Array,
@@ -131,7 +153,8 @@ def _advance(
     tokens_bt, positions_bt, segments_bt = (
         reshard(x, activation("bt")) for x in (tokens_bt, positions_bt, segments_bt)
     )
-    states_btd, cache = model(tokens_bt, positions_bt, segments_bt, cache)
+    images = jax.tree.map(lambda x: reshard(x, activation(LETTERS[x.ndim])), images)
+    states_btd, cache = model(tokens_bt, positions_bt, segments_bt, cache, images)
     logits_btv = reshard(model.unembed(states_btd[:, -1:]), PartitionSpec(None, None, None))
 
     def draw(row: jax.Array, position: jax.Array, logits_v: jax.Array) -> jax.Array:
@@ -161,6 +184,25 @@ def _padded(
         segments_bt[row, length - len(ids) :] = 1
     positions_bt = np.maximum(np.cumsum(segments_bt, axis=1, dtype=np.int32) - 1, 0)
     return tokens_bt, positions_bt, segments_bt
+
+
+def _placed(
+    images: Sequence[Sequence[PromptImage]],
+    prompts: Sequence[Sequence[int]],
+    tokens_bt: np.ndarray,
+) -> Images:
+    """The images of padded prompts; what has none has blank ones that stand nowhere."""
+    tokens, width = next(one.embeddings.shape for own in images for one in own)
+    rows, length = tokens_bt.shape
+    soft_bt = np.full_like(tokens_bt, -1)
+    embeddings_bipe = np.zeros((rows, max(map(len, images)), tokens, width), np.float32)
+    for row in range(rows):
+        own = row if row < len(prompts) else 0  # the first is repeated
+        for number, (start, embeddings) in enumerate(images[own]):
+            first = length - len(prompts[own]) + start
+            soft_bt[row, first : first + tokens] = number * tokens + np.arange(tokens)
+            embeddings_bipe[row, number] = embeddings
+    return Images(embeddings_bipe=embeddings_bipe, soft_bt=soft_bt)
 
 
 def _bucket(tokens: int, context: int) -> int:
@@ -197,3 +239,31 @@ def _check(model: Gemma, prompts: Sequence[Sequence[int]], config: SamplingConfi
             f"prompt {number} has {len(ids)} tokens and maximum_tokens is {config.maximum_tokens}: "
             f"together more than model.context, {context}",
         )
+
+
+def _check_images(
+    model: Gemma, prompts: Sequence[Sequence[int]], images: Sequence[Sequence[PromptImage]]
+) -> None:
+    if not any(images):
+        return
+    vision = model.config.vision
+    if vision is None:
+        raise UserError("this model sees no images: it has no model.vision")
+    require(
+        len(images) == len(prompts),
+        f"there are {len(prompts)} prompts and images for {len(images)}: give each a list",
+    )
+    for number, (ids, own) in enumerate(zip(prompts, images, strict=True)):
+        free = 0
+        for start, embeddings in own:
+            require(
+                embeddings.shape == (vision.tokens, vision.width),
+                f"prompt {number} has an image of {embeddings.shape}, the model's are "
+                f"{(vision.tokens, vision.width)}: tokens, width",
+            )
+            require(
+                free <= start <= len(ids) - vision.tokens,
+                f"prompt {number} of {len(ids)} ids has an image at {start}: its {vision.tokens} "
+                "soft tokens must stand within, after those of the one before",
+            )
+            free = start + vision.tokens

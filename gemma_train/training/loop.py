@@ -24,6 +24,7 @@ from gemma_train.teachers.online import load_teacher, open_teacher, told
 from gemma_train.teachers.stored import open_store
 from gemma_train.training.checkpoint import Checkpoints
 from gemma_train.training.claim import claim
+from gemma_train.training.images import embedded, keep_encoder
 from gemma_train.training.state import TrainState, imported_state, initial_state
 from gemma_train.training.step import make_step
 from gemma_train.training.stop import StopRequest
@@ -47,7 +48,7 @@ def train(config: RunConfig, say: Callable[[str], None] = print) -> Outcome:
     taught_by = open_teacher(config)
     mesh = make_mesh(config.mesh)
     check(config.data, config.model.vocabulary)
-    store = open_store(config, say)
+    store, head = open_store(config, say), embedded(config)
     if taught_by is not None:
         say(told(config, taught_by))
     with jax.set_mesh(mesh), Checkpoints(config) as checkpoints:
@@ -55,6 +56,7 @@ def train(config: RunConfig, say: Callable[[str], None] = print) -> Outcome:
         weights = None if saved else _weights(config, begun=saved is not None)
         claim(config, begun=saved is not None)
         keep_teacher(config, taught_by, begun=saved is not None)
+        keep_encoder(config, head, begun=saved is not None)
         if saved:
             state, next_row = checkpoints.restore()
         else:
