@@ -9,7 +9,7 @@ from dataclasses import replace
 from gemma_train.config import Stored, TopK, load
 from gemma_train.stages.distil import distilled
 
-quickstart = load("configs/quickstart.py")
+quickstart = load("configs/quickstart_text.py")
 student = replace(quickstart.model, width=96, query_heads=2, head_dimension=32, hidden=384)
 
 config = distilled(

@@ -60,6 +60,12 @@ class RunConfig:
             self.model.vision is not None or self.data.images is None,
             "data.images is set, but model.vision is None: choose a model that sees images",
         )
+        captions = self.evaluation.captions
+        require(
+            not captions or (self.data.images is not None and self.mesh.seq == 1),
+            f"evaluation.captions is {captions}: captions are said of data.images, on a mesh whose "
+            f"seq is 1 (it is {self.mesh.seq}): set it to 0",
+        )
         length, context = self.data.sequence_length, self.model.context
         require(
             length <= context,

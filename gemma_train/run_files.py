@@ -10,4 +10,5 @@ TEACHER = "teacher.json"  # who teaches it in its step
 ENCODER_RECORD = "encoder.json"  # whose embeddings of images it has seen
 SUMMARY = "summary.json"
 SAMPLE = "sample.txt"
+CAPTIONS = "captions.json"  # what it said of held-out images
 REPORT = "report.html"

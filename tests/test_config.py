@@ -32,7 +32,8 @@ NAMES = vars(configs)
 
 def test_there_is_a_config_for_the_quickstart_and_for_each_published_size():
     published = {name.lower() for name in dir(sizes) if name.startswith("GEMMA")}
-    assert {file.stem for file in FILES} == {"quickstart", "distilled_quickstart", *published}
+    quickstarts = {"quickstart", "quickstart_text", "distilled_quickstart"}
+    assert {file.stem for file in FILES} == {*quickstarts, *published}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -47,7 +48,7 @@ def test_a_config_is_restored_from_its_repr_and_from_its_record(file, tmp_path):
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_a_config_trains_the_size_it_is_named_after_on_a_mesh_that_splits_it(file):
     config = load(str(file))
-    if file.stem.endswith("quickstart"):
+    if "quickstart" in file.stem:
         return
     assert config.model == getattr(sizes, file.stem.upper())
     axes = config.mesh.axis_sizes
@@ -73,15 +74,23 @@ def test_gemma_3_has_the_mesh_and_the_tokens_of_its_report(stem, replica, data, 
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_the_data_of_a_config_is_what_the_recipe_of_its_name_writes(file):
+def test_the_data_of_a_config_is_what_the_recipes_of_its_name_write(file, tmp_path, monkeypatch):
+    monkeypatch.chdir(file.parents[1])
     config = load(str(file))
+    monkeypatch.chdir(tmp_path)  # a recipe may write what it reads
     name = file.stem.removeprefix("distilled_").split("_")[0]
-    recipe = load_recipe(str(file.parents[1] / f"data_recipes/{name}.py"))
-    tokenizer = recipe.tokenizer
-    path = tokenizer if isinstance(tokenizer, str) else tokenizer.path
-    assert path == config.data.tokenizer
-    assert [source.path for source in config.data.train] == [f"{recipe.folder}/train"]
-    assert config.data.held_out == (f"{recipe.folder}/held_out",)
+    names = [name, f"{name}_images"] if config.data.images else [name]
+    recipes = [load_recipe(str(file.parents[1] / f"data_recipes/{one}.py")) for one in names]
+    for recipe in recipes:
+        tokenizer = recipe.tokenizer
+        path = tokenizer if isinstance(tokenizer, str) else tokenizer.path
+        assert path == config.data.tokenizer
+    folders = [recipe.folder for recipe in recipes]
+    assert [source.path for source in config.data.train] == [f"{one}/train" for one in folders]
+    assert config.data.held_out == tuple(f"{one}/held_out" for one in folders)
+    if config.data.images:
+        assert config.data.images.store == recipes[-1].image_folder
+        assert config.model.vision == recipes[-1].images.encoder.vision
 
 
 def test_differences_name_the_field_and_leave_out_what_does_not_change_learning():

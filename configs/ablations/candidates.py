@@ -31,5 +31,5 @@ def compared(scale: Scale, steps: int) -> Sweep:
     )
 
 
-sweep = compared(laptop(load("configs/quickstart.py")), 150)
+sweep = compared(laptop(load("configs/quickstart_text.py")), 150)
 pod = compared(POD, 4000)

@@ -22,5 +22,5 @@ def compared(scale: Scale) -> Sweep:
     )
 
 
-sweep = compared(laptop(load("configs/quickstart.py")))
+sweep = compared(laptop(load("configs/quickstart_text.py")))
 pod = compared(POD)

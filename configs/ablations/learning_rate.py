@@ -9,7 +9,7 @@ from gemma_train.config import EvaluationConfig, load
 from gemma_train.sweeps import AtEnd, OverTokens, Sweep, choices, product, runs_of, seeds
 
 base = replace(
-    load("configs/quickstart.py"),
+    load("configs/quickstart_text.py"),
     steps=60,
     evaluation=EvaluationConfig(every_steps=10, rows=64),
     checkpoint_every_steps=30,

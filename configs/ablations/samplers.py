@@ -48,5 +48,5 @@ def compared(scale: Scale, steps: int, kept: tuple[Kept, ...]) -> Sweep:
     )
 
 
-sweep = compared(laptop(load("configs/quickstart.py")), 100, LAPTOP_KEPT)
+sweep = compared(laptop(load("configs/quickstart_text.py")), 100, LAPTOP_KEPT)
 pod = compared(POD, 4000, POD_KEPT)

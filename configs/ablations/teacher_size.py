@@ -25,5 +25,5 @@ def compared(scale: Scale, horizons: tuple[int, ...]) -> Sweep:
     )
 
 
-sweep = compared(laptop(load("configs/quickstart.py")), (40, 80, 160))
+sweep = compared(laptop(load("configs/quickstart_text.py")), (40, 80, 160))
 pod = compared(POD, (1000, 4000, 16_000, 64_000))

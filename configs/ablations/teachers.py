@@ -11,7 +11,7 @@ sweep = Sweep(
     folder=TEACHERS,
     runs=tuple(
         Run(name=f"teacher={name}", config=run, labels={"teacher": name})
-        for name, run in laptop_teachers(load("configs/quickstart.py")).items()
+        for name, run in laptop_teachers(load("configs/quickstart_text.py")).items()
     ),
     plots=(OverTokens(after_tokens=50_000),),
 )

@@ -8,7 +8,7 @@ from gemma_train.config import RunConfig
 from gemma_train.data.unigram import unigram_entropy
 from gemma_train.mesh import is_leader, start_runtime
 from gemma_train.model.flops import parameter_count
-from gemma_train.training.claim import finished, write_summary
+from gemma_train.training.claim import finished, write_captions, write_summary
 from gemma_train.training.loop import Outcome, train
 
 
@@ -47,6 +47,11 @@ def _conclude(config: RunConfig, outcome: Outcome, parameters: int, seconds: flo
         figures["held_out_loss"] = outcome.held_out.loss
         figures["unigram_entropy"] = entropy
         print(outcome.held_out.told(entropy))
+    if outcome.captions is not None:
+        figures["captions_right"] = outcome.captions.right / len(outcome.captions.answers)
+        figures["captions_chance"] = outcome.captions.chance
+        print(outcome.captions.told)
+        write_captions(config, outcome.captions)
     write_summary(config.folder, figures)
     print(_next_steps(config.folder))
 

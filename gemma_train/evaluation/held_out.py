@@ -22,6 +22,7 @@ class EvaluationConfig:
 
     every_steps: int = 500  # steps between evaluations; the last step is always evaluated
     rows: int = 64  # held-out rows of an evaluation, spread evenly over the held-out text
+    captions: int = 0  # held-out images whose captions are compared when all steps are done
 
     def __post_init__(self) -> None:
         require(
@@ -29,6 +30,10 @@ class EvaluationConfig:
             f"evaluation.every_steps is {self.every_steps}: it must be at least 1",
         )
         require(self.rows >= 1, f"evaluation.rows is {self.rows}: it must be at least 1")
+        require(
+            self.captions >= 0,
+            f"evaluation.captions is {self.captions}: it must be 0 (none) or more",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """The two scales at which ablations run: minutes on a laptop, and a slice of TPUs.
 
-The laptop's follows from the quickstart, as configs/quickstart.py has it: data, optimizer, model.
+The laptop's follows from configs/quickstart_text.py: its data, optimizer and model.
 """
 
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""A run's folder: whose it is, and the summary it ends with."""
+"""A run's folder: whose it is, and the summary and captions it ends with."""
 
 import json
 from typing import Any
@@ -6,8 +6,10 @@ from typing import Any
 from gemma_train import storage
 from gemma_train.config import RunConfig, differences, read_record, record
 from gemma_train.errors import UserError
+from gemma_train.evaluation.captions import Answers
 from gemma_train.mesh import is_leader
-from gemma_train.run_files import RECORD, SUMMARY
+from gemma_train.run_files import CAPTIONS, RECORD, SUMMARY
+from gemma_train.tokenizer.tokenizer import Tokenizer
 
 
 def claim(config: RunConfig, *, begun: bool) -> None:
@@ -35,3 +37,19 @@ def finished(config: RunConfig) -> bool:
 def write_summary(folder: str, figures: dict[str, Any]) -> None:
     """Keep a finished run's figures beside its metrics; the report shows them."""
     storage.write_whole(storage.path(folder) / SUMMARY, json.dumps(figures, indent=2) + "\n")
+
+
+def write_captions(config: RunConfig, found: Answers) -> None:
+    """Keep what a finished run said of held-out images, in words; the report shows them."""
+    tokenizer = Tokenizer.load(config.data.tokenizer)
+    captions = [
+        {
+            "image": answer.image.hex(),
+            "caption": tokenizer.decode(answer.caption),
+            "said": tokenizer.decode(answer.said),
+            "right": answer.is_right,
+        }
+        for answer in found.answers
+    ]
+    content = json.dumps(captions, indent=1, ensure_ascii=False)
+    storage.write_whole(storage.path(config.folder) / CAPTIONS, content + "\n")

@@ -12,6 +12,7 @@ from gemma_train.conversion.tensors import Weights
 from gemma_train.data.pipeline import batches, check
 from gemma_train.data.teacher_store.reading import TeacherStore
 from gemma_train.errors import asked_by
+from gemma_train.evaluation.captions import Answers, answers
 from gemma_train.evaluation.held_out import HeldOutLoss, make_held_out_loss
 from gemma_train.mesh import is_leader, make_mesh
 from gemma_train.metrics.observer import Observer
@@ -22,6 +23,7 @@ from gemma_train.placement import needed_rows, place
 from gemma_train.teachers.identity import keep_teacher
 from gemma_train.teachers.online import load_teacher, open_teacher, told
 from gemma_train.teachers.stored import open_store
+from gemma_train.tokenizer.tokenizer import Tokenizer
 from gemma_train.training.checkpoint import Checkpoints
 from gemma_train.training.claim import claim
 from gemma_train.training.images import embedded, keep_encoder
@@ -32,11 +34,12 @@ from gemma_train.training.stop import StopRequest
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How far a run is: `state` after `step` steps, and the held-out loss found there."""
+    """How far a run is: `state` after `step` steps, and what held-out data says of it there."""
 
     state: TrainState
     step: int
-    held_out: HeldOutLoss | None
+    held_out: HeldOutLoss | None = None
+    captions: Answers | None = None
 
 
 def train(config: RunConfig, say: Callable[[str], None] = print) -> Outcome:
@@ -87,7 +90,7 @@ def _loop(
     store: TeacherStore | None,
 ) -> Outcome:
     """Steps until the last; reading, recording and saving overlap with the device's work."""
-    rows, number, held_out = config.data.batch_rows, int(state.step), None
+    rows, number, held_out, captions = config.data.batch_rows, int(state.step), None, None
     step = make_step(config)
     evaluate = make_held_out_loss(
         config.data,
@@ -122,10 +125,19 @@ def _loop(
         if number == config.steps and config.data.held_out:
             held_out = evaluate(state.model)
             observer.evaluation(number, {"loss": held_out.loss})
+            captions = _captions(config, state.model)
         checkpoints.wait()
         if number < config.steps:
             observer.say(f"stopped after step {number:,}, saved: the same command goes on from it")
-    return Outcome(state=state, step=number, held_out=held_out)
+    return Outcome(state=state, step=number, held_out=held_out, captions=captions)
+
+
+def _captions(config: RunConfig, model: Gemma) -> Answers | None:
+    """What the model says of held-out images, where the config asks for it."""
+    if not config.evaluation.captions:
+        return None
+    eos = Tokenizer.load(config.data.tokenizer).eos
+    return answers(model, config.data, most=config.evaluation.captions, stop_id=eos)
 
 
 def _observer(config: RunConfig, mesh: Mesh, first: int, teacher: Gemma | None) -> Observer:
