@@ -23,11 +23,12 @@ from gemma_train.evaluation.held_out import EvaluationConfig
 from gemma_train.losses.distillation import Distillation, Online, Stored
 from gemma_train.losses.next_token import NextToken
 from gemma_train.mesh import MeshConfig
-from gemma_train.model.config import ComputeConfig, GemmaConfig, VisionConfig
+from gemma_train.model.config import ComputeConfig, GemmaConfig
 from gemma_train.model.sizes import GEMMA3_1B
 from gemma_train.optimizer import OptimizerConfig
 from gemma_train.run_files import RECORD
 from gemma_train.samplers import Counts, Dense, Gumbel, Multinomial, Priority, TopK, size
+from gemma_train.vision import VisionConfig
 
 
 @dataclass(frozen=True, kw_only=True)

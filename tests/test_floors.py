@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "gemma_train"
 FLOORS = (
     ("errors", "axes", "run_files", "silence", "signals"),
     ("storage", "mesh", "zero3", "leaves", "checked"),
-    ("metrics", "tokenizer", "definition", "samplers", "sidecar"),
+    ("metrics", "tokenizer", "definition", "samplers", "sidecar", "vision"),
     ("kernels", "data", "optimizer"),
     ("model", "placement"),
     ("losses", "sampling"),

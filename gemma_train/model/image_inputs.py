@@ -7,8 +7,9 @@ from jax.sharding import reshard
 
 from gemma_train.axes import activation
 from gemma_train.errors import UserError, require
-from gemma_train.model.config import GemmaConfig, VisionConfig
+from gemma_train.model.config import GemmaConfig
 from gemma_train.model.soft_tokens import Images
+from gemma_train.vision import VisionConfig
 
 
 def checked_pixels(config: GemmaConfig, pixels: jax.typing.ArrayLike) -> jax.Array:

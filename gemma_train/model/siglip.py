@@ -16,7 +16,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec, reshard
 
 from gemma_train.axes import MESH_AXES
-from gemma_train.model.config import VisionConfig
+from gemma_train.vision import VisionConfig
 
 COLOURS = 3
 EPSILON = 1e-6

@@ -8,7 +8,8 @@ scales) from google-deepmind/gemma, gemma/gm/nn/_gemma.py. Vocabularies are the 
 
 from dataclasses import replace
 
-from gemma_train.model.config import GemmaConfig, VisionConfig
+from gemma_train.model.config import GemmaConfig
+from gemma_train.vision import VisionConfig
 
 GEMMA1_2B = GemmaConfig(
     vocabulary=256_000,

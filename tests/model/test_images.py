@@ -9,8 +9,8 @@ from flax import nnx
 
 from gemma_train.errors import UserError
 from gemma_train.model import ComputeConfig, Gemma, GemmaConfig
-from gemma_train.model.config import VisionConfig
 from gemma_train.model.siglip import Siglip
+from gemma_train.vision import VisionConfig
 from tests.tolerances import assert_close
 
 VISION = VisionConfig(side=8, patch=2, width=12, layers=2, heads=2, hidden=16, tokens=4)

@@ -10,9 +10,9 @@ from flax import nnx
 
 from gemma_train.errors import UserError
 from gemma_train.leaves import by_path
-from gemma_train.model.config import VisionConfig
 from gemma_train.model.siglip import Siglip, encode
 from gemma_train.model.sizes import SO400M
+from gemma_train.vision import VisionConfig
 from tests.tolerances import assert_close
 
 SMALL = VisionConfig(side=24, patch=4, width=16, layers=3, heads=4, hidden=20, tokens=9)
