@@ -11,7 +11,7 @@ import io
 from pathlib import Path
 
 from gemma_train.data.recipe import ImageEncoding, ImageTextSource, RandomEncoder, Recipe
-from gemma_train.model.config import VisionConfig
+from gemma_train.vision import VisionConfig
 
 FOLDER = "data/quickstart_images"
 PICTURES = f"{FOLDER}/digits.parquet"

@@ -7,8 +7,8 @@ import pytest
 
 from gemma_train.errors import UserError
 from gemma_train.model import Gemma
-from gemma_train.model.config import VisionConfig
 from gemma_train.sampling import PromptImage, SamplingConfig, sample
+from gemma_train.vision import VisionConfig
 from tests.test_sampling import CONTEXT, GEMMA1, GEMMA3, lively
 
 VISION = VisionConfig(side=8, patch=2, width=12, layers=1, heads=2, hidden=16, tokens=4)

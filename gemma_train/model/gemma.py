@@ -9,6 +9,7 @@ follows unrolled.
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
+from weakref import WeakKeyDictionary
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +81,18 @@ class Gemma(nnx.Module):
         self.final_norm = alone.scale("d")
         if config.vision is not None:
             self.soft_tokens = SoftTokens(alone)
-        self.encoder: Siglip | None = nnx.data(None)  # frozen; None in what is trained
+
+    @property
+    def encoder(self) -> Siglip | None:
+        """The frozen encoder that this very model came with: beside it, and no leaf of it.
+
+        What a transformation makes of a model has none: jax.tree.map, a gradient, a step.
+        """
+        return _ENCODERS.get(self)
+
+    @encoder.setter
+    def encoder(self, encoder: Siglip) -> None:
+        _ENCODERS[self] = encoder
 
     def __call__(
         self,
@@ -169,6 +181,11 @@ class Gemma(nnx.Module):
     def parameters(self) -> dict[str, jax.Array]:
         """Every parameter by its path, such as 'pattern/0/attention/query' [l, d, n, h]."""
         return by_path(self)
+
+
+# Of models that came with one, for as long as they live. Among a model's own attributes it would be
+# trained, or kept alive by every program that was compiled for it.
+_ENCODERS: WeakKeyDictionary[Gemma, Siglip] = WeakKeyDictionary()
 
 
 @jax.jit
