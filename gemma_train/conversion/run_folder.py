@@ -44,22 +44,31 @@ def read(folder: epath.Path, step: int | None = None) -> Weights:
         for name, tensor in orbax_arrays.stored(checkpoint).items()
         if name.startswith(_MODEL)
     }
-    encoder: Tensors = {}
-    if run.model.vision is not None and encoder_folder.is_folder(folder / ENCODER):
-        vision, encoder = encoder_folder.read(folder / ENCODER)
-        found = differences(run.model.vision, vision, "model.vision")
-        require(not found, f"{folder / ENCODER} holds another encoder: {'; '.join(found)}")
     weights = Weights(
         source=str(folder),
         format="run",
         config=run.model,
-        tensors=unstacked(leaves, run.model) | encoder,
+        tensors=unstacked(leaves, run.model) | _encoder(run, folder),
         tokenizer=find_tokenizer(folder) or (str(recorded) if recorded.exists() else None),
         step=step,
     )
     where = f"checkpoint {checkpoint} does not hold the model that {RECORD} describes"
     check_shapes(weights.parameters, shapes(run.model), where)
     return weights
+
+
+def _encoder(run: RunConfig, folder: epath.Path) -> Tensors:
+    """The frozen encoder: its own, or that of the store whose embeddings it reads; none if gone."""
+    places = [folder / ENCODER]
+    if run.data.images is not None:
+        places.append(storage.path(run.data.images.store) / ENCODER)
+    for place in places:
+        if run.model.vision is not None and encoder_folder.is_folder(place):
+            vision, tensors = encoder_folder.read(place)
+            found = differences(run.model.vision, vision, "model.vision")
+            require(not found, f"{place} holds another encoder: {'; '.join(found)}")
+            return tensors
+    return {}
 
 
 def restore(folder: epath.Path, step: int, like: Gemma) -> Gemma:

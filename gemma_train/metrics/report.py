@@ -12,7 +12,7 @@ from etils import epath
 
 from gemma_train import run_files
 from gemma_train.errors import UserError, require
-from gemma_train.metrics import recorder
+from gemma_train.metrics import captions, recorder
 from gemma_train.metrics.curves import Curve, Series, draw
 from gemma_train.metrics.wording import count, longest_unit, scientific
 
@@ -24,8 +24,8 @@ Line = dict[str, Any]
 def page(run: epath.Path) -> str:
     """The HTML of the report of a run folder.
 
-    Reads metrics.jsonl and, where they are, config.py, sample.txt and summary.json. Raises
-    `UserError` if no step is recorded, or if a file is not what it should be.
+    Reads metrics.jsonl and, where they are, config.py, sample.txt, captions.json and summary.json.
+    Raises `UserError` if no step is recorded, or if a file is not what it should be.
     """
     from jinja2 import Environment, FileSystemLoader
 
@@ -45,6 +45,7 @@ def page(run: epath.Path) -> str:
         plots=_plots(lines),
         summary=[(name.replace("_", " "), _exact(value)) for name, value in summary.items()],
         sample=_text(run / run_files.SAMPLE),
+        captions=_captions(run / run_files.CAPTIONS),
         config=_text(run / run_files.RECORD),
     )
 
@@ -58,6 +59,11 @@ def _summary(file: epath.Path) -> Line:
         raise UserError(f"{file} is not JSON ({error}): mend or delete it") from None
     require(isinstance(summary, dict), f"{file} is not a JSON object of figures: mend or delete it")
     return summary
+
+
+def _captions(file: epath.Path) -> list[captions.Caption]:
+    """Of the images whose pictures are kept."""
+    return [one for one in captions.read(file) if one.picture] if file.exists() else []
 
 
 def _text(file: epath.Path) -> str | None:

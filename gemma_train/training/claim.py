@@ -1,13 +1,16 @@
 """A run's folder: whose it is, and the summary and captions it ends with."""
 
+import base64
 import json
 from typing import Any
 
 from gemma_train import storage
 from gemma_train.config import RunConfig, differences, read_record, record
+from gemma_train.data.images.pictures import PICTURES, kept_picture
 from gemma_train.errors import UserError
 from gemma_train.evaluation.captions import Answers
 from gemma_train.mesh import is_leader
+from gemma_train.metrics.captions import Caption, write
 from gemma_train.run_files import CAPTIONS, RECORD, SUMMARY
 from gemma_train.tokenizer.tokenizer import Tokenizer
 
@@ -40,16 +43,25 @@ def write_summary(folder: str, figures: dict[str, Any]) -> None:
 
 
 def write_captions(config: RunConfig, found: Answers) -> None:
-    """Keep what a finished run said of held-out images, in words; the report shows them."""
+    """Keep what a finished run said of held-out images, in words, and how the first ones look."""
     tokenizer = Tokenizer.load(config.data.tokenizer)
     captions = [
-        {
-            "image": answer.image.hex(),
-            "caption": tokenizer.decode(answer.caption),
-            "said": tokenizer.decode(answer.said),
-            "right": answer.is_right,
-        }
-        for answer in found.answers
+        Caption(
+            image=answer.image.hex(),
+            caption=tokenizer.decode(answer.caption),
+            said=tokenizer.decode(answer.said),
+            right=answer.is_right,
+            picture=_picture(config, answer.image) if number < PICTURES else "",
+        )
+        for number, answer in enumerate(found.answers)
     ]
-    content = json.dumps(captions, indent=1, ensure_ascii=False)
-    storage.write_whole(storage.path(config.folder) / CAPTIONS, content + "\n")
+    write(storage.path(config.folder) / CAPTIONS, captions)
+
+
+def _picture(config: RunConfig, image: bytes) -> str:
+    """A held-out image as its dataset keeps it, in base64; "" where it does not."""
+    for folder in config.data.held_out:
+        file = kept_picture(folder, image)
+        if file.exists():
+            return base64.b64encode(file.read_bytes()).decode()
+    return ""

@@ -9,8 +9,11 @@ import pytest
 
 from gemma_train.commands.report import ReportArguments, run
 from gemma_train.errors import UserError
+from gemma_train.metrics.captions import Caption, write
 from gemma_train.metrics.recorder import Recorder
 from gemma_train.run_files import METRICS
+
+PICTURE = "iVBORw0KGgo="
 
 
 class References(HTMLParser):
@@ -44,6 +47,11 @@ def folder(tmp_path):
         recorder.record(10, {"loss": 1.25}, kind="evaluation")
     (tmp_path / "config.py").write_text("name = '<script>alert(1)</script>'\n")
     (tmp_path / "sample.txt").write_text("Once upon <a href='http://x'> time")
+    captions = [
+        Caption(image="ab", caption="a two", said="a <b>seven", right=False, picture=PICTURE),
+        Caption(image="cd", caption="a three", said="a three", right=True),
+    ]
+    write(tmp_path / "captions.json", captions)
     (tmp_path / "summary.json").write_text(
         json.dumps({"parameters": 268_098_176, "unigram_entropy": 7.5, "device": "<b>cpu</b>"})
     )
@@ -73,8 +81,18 @@ def test_the_page_has_the_figures_and_the_curves(folder, capsys):
 
 def test_the_page_loads_nothing_from_outside(folder):
     references = References(report(folder))
-    assert references.found and all(found.startswith("#") for found in references.found)
-    assert not references.tags & {"script", "link", "img", "iframe", "image"}
+    inside = ("#", "data:image/png;base64,")
+    assert references.found and all(found.startswith(inside) for found in references.found)
+    assert not references.tags & {"script", "link", "iframe", "image"}
+
+
+def test_the_page_shows_images_and_what_was_said_of_them(folder):
+    html = report(folder)
+    assert html.count("<img ") == html.count(f"base64,{PICTURE}") == 1
+    assert "a &lt;b&gt;seven" in html and "not: a two" in html and "a three" not in html
+    (folder / "captions.json").write_text("[{}]")
+    with pytest.raises(UserError, match="captions.json holds no captions .*field `image`"):
+        report(folder)
 
 
 def test_what_files_hold_is_escaped(folder):
@@ -84,7 +102,7 @@ def test_what_files_hold_is_escaped(folder):
 
 
 def test_metrics_alone_make_a_page(folder):
-    for name in ("config.py", "sample.txt", "summary.json"):
+    for name in ("config.py", "sample.txt", "summary.json", "captions.json"):
         (folder / name).unlink()
     html = report(folder)
     assert "held-out loss" in html and "<details>" not in html and "Sample" not in html
