@@ -1,5 +1,8 @@
 """From a recipe to its datasets: read, split off held-out documents, tokenise, write.
 
+Of images the embeddings are made before (`gemma-train embed`): here their places are written, and
+a document with one that could not be decoded is left out here as it was there.
+
 The documents keep the recipe's order and every one is tokenised by itself, so that the datasets
 are the same, byte for byte, for any number of threads and after any interruption. Tokenising runs
 in threads, not processes: SentencePiece leaves Python's lock alone (4.8 MB/s on one core, 9.4 on
@@ -15,17 +18,24 @@ from dataclasses import asdict, dataclass
 from etils import epath
 
 from gemma_train import storage
-from gemma_train.data.recipe import Recipe, TextSource
+from gemma_train.data.document import Document, Skipped, joined_texts
+from gemma_train.data.image_sources import refuse_image
+from gemma_train.data.images.decoding import BadImage, decoded
+from gemma_train.data.images.markup import Markup
+from gemma_train.data.images.store import EmbeddingStore
+from gemma_train.data.images.views import View, views, worded
+from gemma_train.data.recipe import ImageTextSource, RandomEncoder, Recipe, Source
 from gemma_train.data.shards import (
     SIDECAR,
     Description,
+    ImageSpan,
     SourceCounts,
     TokenWriter,
     check_sizes,
     check_tokenizer,
     read_description,
 )
-from gemma_train.data.sources import Skipped, documents, estimated_bytes, source_files
+from gemma_train.data.sources import documents, estimated_bytes, read_bytes, source_files
 from gemma_train.data.training_text import is_held_out
 from gemma_train.errors import UserError, require
 from gemma_train.metrics.byte_progress import progress
@@ -67,20 +77,22 @@ def prepare(
     `UserError` for a source without documents and for a disk that is or would be full.
     """
     folder = storage.path(recipe.folder)
+    images = Images.of(recipe, tokenizer)
     files = [source_files(source) for source in recipe.sources]
-    sizes = [estimated_bytes(*pair) for pair in zip(recipe.sources, files, strict=True)]
-    _check_space(folder, sum(sizes) * 4 // _BYTES_PER_TOKEN, report)
-    with _full_disk_in_one_line(folder), progress("tokenising", sum(sizes)) as advance:
-        parts = {part: _Part(folder / part, recipe) for part in (TRAIN, HELD_OUT)}
-        for source, found in zip(recipe.sources, files, strict=True):
+    pairs = [*zip(recipe.sources, files, strict=True)]
+    text = sum(estimated_bytes(*pair) for pair in pairs)
+    soft = len(images.store) * images.markup.span.length if images else 0
+    _check_space(folder, text * 4 // _BYTES_PER_TOKEN + soft * 4, report)
+    total = sum(read_bytes(*pair) for pair in pairs)
+    with _full_disk_in_one_line(folder), progress("tokenising", total) as advance:
+        span = images.markup.span if images else None
+        parts = {part: _Part(folder / part, recipe, span) for part in (TRAIN, HELD_OUT)}
+        for source, found in pairs:
             skipped = Skipped()
-            for chunk in _chunks(documents(source, found, skipped), _CHUNK_BYTES * threads):
-                texts = [text for text, _ in chunk]
-                encoded = tokenizer.encode_batch(texts, bos=True, eos=True, threads=threads)
-                for (text, size), ids in zip(chunk, encoded, strict=True):
-                    part = HELD_OUT if is_held_out(text, source) else TRAIN
-                    parts[part].add(source, text, size, ids)
-                advance(sum(size for _, size in chunk))
+            ready = _ready(documents(source, found, skipped), source, images, skipped)
+            for chunk in _chunks(ready, _CHUNK_BYTES * threads):
+                _add(chunk, parts, source, tokenizer, images, threads)
+                advance(sum(one.read for one in chunk))
             _report_skipped(source, skipped, report)
             _check_found(source, parts, skipped)
         require(
@@ -93,32 +105,137 @@ def prepare(
     return prepared(recipe, tokenizer)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """What a recipe's images stand for: their embeddings, and their places among the tokens."""
+
+    recipe: Recipe
+    store: EmbeddingStore
+    markup: Markup
+
+    @classmethod
+    def of(cls, recipe: Recipe, tokenizer: Tokenizer) -> "Images | None":
+        """None for a recipe of text alone.
+
+        Raises `UserError` where nothing was embedded, or by another encoder, and where the
+        tokenizer has no pieces for an image's ends.
+        """
+        if recipe.images is None:
+            return None
+        store = EmbeddingStore(recipe.image_folder)
+        if isinstance(encoder := recipe.images.encoder, RandomEncoder):
+            for name in ("side", "tokens", "width"):
+                there, here = getattr(store.head, name), getattr(encoder.vision, name)
+                require(
+                    there == here,
+                    f"image embeddings {store.folder!r} have {name} {there:,}, the recipe's "
+                    f"images.encoder.vision.{name} is {here:,}: name another images.folder",
+                )
+        return cls(recipe=recipe, store=store, markup=Markup.of(tokenizer, store.head.tokens))
+
+    def placed(self, document: Document, source: ImageTextSource) -> list[str | View]:
+        """The document's parts, for each image what stands for it.
+
+        Raises `BadImage`, and `UserError` for an image that was not embedded and could have been.
+        """
+        assert self.recipe.images is not None
+        parts: list[str | View] = []
+        for part in document.parts:
+            if isinstance(part, str):
+                parts.append(part)
+                continue
+            found = views(part, source.limits, self.recipe.images.pan_and_scan)
+            if any(view.key not in self.store for view in found):
+                decoded(part, source.limits)
+                raise UserError(
+                    f"{document.place}: an image has no embeddings in {self.store.folder!r}: run "
+                    "gemma-train embed with this recipe, and then prepare"
+                )
+            parts += worded(found)
+        return joined_texts(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """A document whose images are known: what is left to do is to tokenise it."""
+
+    parts: list[str | View]
+    part: str  # train or held out
+    size: int  # bytes of UTF-8
+    characters: int
+    read: int  # bytes, with those of images
+
+
+def _ready(
+    found: Iterator[Document], source: Source, images: Images | None, skipped: Skipped
+) -> Iterator[_Ready]:
+    """Documents without those that have an image which is not taken."""
+    for document in found:
+        parts = [*document.parts]
+        if images is not None and isinstance(source, ImageTextSource):
+            try:
+                parts = images.placed(document, source)
+            except BadImage as reason:
+                refuse_image(source, skipped, document.place, reason)
+                continue
+        read = document.size + sum(map(len, document.images))
+        part = HELD_OUT if is_held_out(document.content, source) else TRAIN
+        yield _Ready(parts, part, document.size, len(document.text), read)
+
+
+def _add(
+    chunk: list[_Ready],
+    parts: "dict[str, _Part]",
+    source: Source,
+    tokenizer: Tokenizer,
+    images: Images | None,
+    threads: int,
+) -> None:
+    """Tokenise documents together, and write each to its part."""
+    texts = [part for ready in chunk for part in ready.parts if isinstance(part, str)]
+    encoded = iter(tokenizer.encode_batch(texts, threads=threads))
+    for ready in chunk:
+        ids, places = [tokenizer.bos], []
+        for part in ready.parts:
+            if isinstance(part, str):
+                ids += next(encoded)
+            else:
+                assert images is not None
+                places.append((images.markup.put(ids), part.key))
+        ids.append(tokenizer.eos)
+        parts[ready.part].add(source, ready, ids, places)
+
+
 @dataclass
 class _Counts:
     documents: int = 0
     tokens: int = 0
     bytes: int = 0
     characters: int = 0
+    images: int = 0
 
 
 class _Part:
     """A dataset under way and its counts by source."""
 
-    def __init__(self, folder: epath.Path, recipe: Recipe):
-        self._writer = TokenWriter(folder, recipe.shard_tokens)
+    def __init__(self, folder: epath.Path, recipe: Recipe, image: ImageSpan | None):
+        self._writer = TokenWriter(folder, recipe.shard_tokens, image)
         self.counts = {source.name: _Counts() for source in recipe.sources}
 
     @property
     def documents(self) -> int:
         return sum(counts.documents for counts in self.counts.values())
 
-    def add(self, source: TextSource, text: str, size: int, ids: list[int]) -> None:
-        self._writer.append(ids)
+    def add(
+        self, source: Source, ready: _Ready, ids: list[int], images: list[tuple[int, bytes]]
+    ) -> None:
+        self._writer.append(ids, images)
         counts = self.counts[source.name]
         counts.documents += 1
         counts.tokens += len(ids)
-        counts.bytes += size
-        counts.characters += len(text)
+        counts.bytes += ready.size
+        counts.characters += ready.characters
+        counts.images += len(images)
 
     def finish(self, tokenizer: Tokenizer, recipe: Recipe) -> None:
         sources = [
@@ -130,12 +247,12 @@ class _Part:
         self._writer.finish(tokenizer, _plain(recipe), sources)
 
 
-def _chunks(found: Iterator[tuple[str, int]], chunk_bytes: int) -> Iterator[list[tuple[str, int]]]:
-    """Documents in lists of about so many bytes."""
+def _chunks(found: Iterator[_Ready], chunk_bytes: int) -> Iterator[list[_Ready]]:
+    """Documents in lists of about so many bytes of text."""
     chunk, size = [], 0
-    for text, bytes_ in found:
-        chunk.append((text, bytes_))
-        size += bytes_
+    for ready in found:
+        chunk.append(ready)
+        size += ready.size
         if size >= chunk_bytes:
             yield chunk
             chunk, size = [], 0
@@ -144,9 +261,11 @@ def _chunks(found: Iterator[tuple[str, int]], chunk_bytes: int) -> Iterator[list
 
 
 def _plain(recipe: Recipe) -> dict:
-    """The recipe as JSON keeps it, without the folder, which may be moved."""
+    """The recipe as JSON keeps it, without its folders, which may be moved."""
     plain = json.loads(json.dumps(asdict(recipe)))
     del plain["folder"]
+    if plain["images"]:
+        del plain["images"]["folder"]
     return plain
 
 
@@ -187,18 +306,18 @@ def _full_disk_in_one_line(folder: epath.Path) -> Iterator[None]:
         ) from None
 
 
-def _report_skipped(source: TextSource, skipped: Skipped, report: Callable[[str], None]) -> None:
+def _report_skipped(source: Source, skipped: Skipped, report: Callable[[str], None]) -> None:
     if skipped.short:
         report(f"source {source.name!r}: {skipped.short:,} documents shorter than the minimum")
     if skipped.malformed:
-        report(
-            f"source {source.name!r}: {skipped.malformed:,} unreadable records left out, such as"
-        )
-        for example in skipped.examples:
-            report(f"    {example}")
+        report(f"source {source.name!r}: {skipped.malformed:,} unreadable records left out")
+    if skipped.images:
+        report(f"source {source.name!r}: {skipped.images:,} documents left out for an image")
+    for example in skipped.examples:
+        report(f"    {example}")
 
 
-def _check_found(source: TextSource, parts: dict[str, _Part], skipped: Skipped) -> None:
+def _check_found(source: Source, parts: dict[str, _Part], skipped: Skipped) -> None:
     found = sum(part.counts[source.name].documents for part in parts.values())
     first = f"; first trouble: {skipped.examples[0]}" if skipped.examples else ""
     require(found > 0, f"source {source.name!r} gave no document{first}")

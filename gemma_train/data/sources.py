@@ -1,44 +1,32 @@
 """Documents out of files: plain text, JSONL and Parquet, local or gs://; gzip if the name says so.
 
 A record that cannot be read is skipped, counted and reported by file and record number: a corpus
-of a billion pages always has some. A source that gives no document is the user's mistake.
+of a billion pages always has some. A source that gives no document is the user's mistake. Sources
+of images are read in `image_sources`.
 """
 
 import gzip
 import json
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
 
 from etils import epath
 
 from gemma_train import storage
-from gemma_train.data.recipe import TextSource
+from gemma_train.data import parquet
+from gemma_train.data.document import Document, Skipped, as_text, check_field
+from gemma_train.data.image_sources import image_documents
+from gemma_train.data.recipe import Source, TextSource
 from gemma_train.errors import require
 
-_EXAMPLES = 3
-_UNREADABLE = (ValueError, OSError, EOFError, zlib.error)  # also JSON, UTF-8, gzip and Arrow errors
+_UNREADABLE = (ValueError, OSError, EOFError, zlib.error)  # also JSON, UTF-8 and gzip errors
 _COMPRESSION = 4  # gzip and Parquet, roughly
+_CAPTION_BYTES = 100  # of text with an image, roughly
+_IMAGE_BYTES = 50_000  # of an image in an archive, roughly
+_ROWS = 1_000  # of a Parquet file in memory at a time
 
 
-@dataclass
-class Skipped:
-    """What a source gave that is no document: counts, and the first few by file and record."""
-
-    malformed: int = 0
-    short: int = 0
-    examples: list[str] = field(default_factory=list)
-
-    def add(self, file: epath.Path, record: int, reason: object) -> None:
-        """Count one malformed record; `record` counts from 1, 0 is the whole file."""
-        self.malformed += 1
-        if len(self.examples) < _EXAMPLES:
-            what = f"record {record}" if record else "file"
-            self.examples.append(f"{file} {what}: {' '.join(str(reason).split())}")
-
-
-def source_files(source: TextSource) -> list[epath.Path]:
+def source_files(source: Source) -> list[epath.Path]:
     """The files of a source, pattern by pattern, none twice. Raises `UserError` when none match."""
     files = []
     for pattern in source.files:
@@ -48,19 +36,40 @@ def source_files(source: TextSource) -> list[epath.Path]:
     return list(dict.fromkeys(files))
 
 
-def estimated_bytes(source: TextSource, files: list[epath.Path]) -> int:
+def estimated_bytes(source: Source, files: list[epath.Path]) -> int:
     """About how many bytes of text the files hold, from their sizes alone."""
-    size = sum(
-        file.stat().length * (_COMPRESSION if file.suffix in (".gz", ".parquet") else 1)
-        for file in files
-    )
-    return min(size, source.maximum_bytes or size)
+    if isinstance(source, TextSource):
+        size = sum(
+            file.stat().length * (_COMPRESSION if file.suffix in (".gz", ".parquet") else 1)
+            for file in files
+        )
+        return min(size, source.maximum_bytes or size)
+    match source.format:
+        case "files":
+            return len(files) * _CAPTION_BYTES
+        case "jsonl":
+            return read_bytes(source, files)
+        case "webdataset" | "parquet":
+            return read_bytes(source, files) // _IMAGE_BYTES * _CAPTION_BYTES
 
 
-def documents(
+def read_bytes(source: Source, files: list[epath.Path]) -> int:
+    """About how many bytes of texts and images will be read, from the sizes of the files alone."""
+    if isinstance(source, TextSource):
+        return estimated_bytes(source, files)
+    return sum(file.stat().length for file in files)
+
+
+def documents(source: Source, files: Iterable[epath.Path], skipped: Skipped) -> Iterator[Document]:
+    """The documents of these files in order."""
+    if isinstance(source, TextSource):
+        return _text_documents(source, files, skipped)
+    return image_documents(source, files, skipped)
+
+
+def _text_documents(
     source: TextSource, files: Iterable[epath.Path], skipped: Skipped
-) -> Iterator[tuple[str, int]]:
-    """The documents of these files in order, each with its size in bytes of UTF-8."""
+) -> Iterator[Document]:
     left = source.maximum_bytes
     for file in files:
         for record, raw in _records(file, source, skipped):
@@ -75,7 +84,7 @@ def documents(
                 continue
             if left is not None and (left := left - size) < 0:
                 return
-            yield text, size
+            yield Document((text,), size, file, record)
 
 
 def _records(
@@ -94,38 +103,18 @@ def _records(
                         if line.strip():
                             yield record, line
                 case "parquet":
-                    yield from enumerate(_column(content, source.text_field), 1)
+                    columns = parquet.rows(content, (source.text_field,), together=_ROWS)
+                    yield from enumerate((text for (text,) in columns), 1)
     except _UNREADABLE as reason:
         skipped.add(file, record and record + 1, reason)
 
 
-def _column(stream, name: str) -> Iterator[object]:
-    """The values of a text column as bytes, a thousand rows in memory at a time."""
-    import pyarrow  # here, since it takes a moment to load and most recipes need none
-    from pyarrow import parquet
-
-    file = parquet.ParquetFile(stream)
-    _check_field(name, file.schema_arrow.names)
-    for batch in file.iter_batches(batch_size=1_000, columns=[name]):
-        yield from batch.column(0).cast(pyarrow.large_binary()).to_pylist()
-
-
-def _text(raw: Any, source: TextSource) -> str:
+def _text(raw: object, source: TextSource) -> str:
     """The text of a raw record. Raises `ValueError` with the reason when there is none."""
     if source.format == "jsonl":
         record = json.loads(raw)
         if not isinstance(record, dict):
             raise ValueError(f"is a {type(record).__name__}, not an object")
-        _check_field(source.text_field, record)
+        check_field(source.text_field, record)
         raw = record[source.text_field]
-    if isinstance(raw, bytes):
-        raw = raw.decode("utf-8-sig")
-    if not isinstance(raw, str):
-        found = type(raw).__name__
-        raise ValueError(f"field {source.text_field!r} is {found}, not text")
-    return raw
-
-
-def _check_field(name: str, present: Iterable[str]) -> None:
-    if name not in present:
-        raise ValueError(f"has no field {name!r}, but {', '.join(map(repr, present)) or 'none'}")
+    return as_text(raw, source.text_field)

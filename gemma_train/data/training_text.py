@@ -4,16 +4,17 @@ import hashlib
 from collections.abc import Iterator, Sequence
 
 from gemma_train import storage
-from gemma_train.data.recipe import Recipe, TextSource
-from gemma_train.data.sources import Skipped, documents, estimated_bytes, source_files
+from gemma_train.data.document import Skipped
+from gemma_train.data.recipe import Recipe, Source
+from gemma_train.data.sources import documents, estimated_bytes, source_files
 from gemma_train.errors import require
 from gemma_train.tokenizer.tokenizer import Tokenizer
 from gemma_train.tokenizer.training import train_tokenizer
 
 
-def is_held_out(text: str, source: TextSource) -> bool:
+def is_held_out(content: bytes, source: Source) -> bool:
     """Whether a document is kept for evaluation: by its content, so that its copies are too."""
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(content, digest_size=8).digest()
     return int.from_bytes(digest) < source.held_out_fraction * 2**64
 
 
@@ -39,7 +40,7 @@ def recipe_tokenizer(recipe: Recipe) -> tuple[Tokenizer, bool]:
     return tokenizer, missing
 
 
-def training_texts(sources: Sequence[TextSource], maximum_bytes: int) -> Iterator[str]:
+def training_texts(sources: Sequence[Source], maximum_bytes: int) -> Iterator[str]:
     """Training documents of every source, up to its share of `maximum_bytes`.
 
     A source's files are taken in an order that looks random and is always the same, so that a part
@@ -50,9 +51,9 @@ def training_texts(sources: Sequence[TextSource], maximum_bytes: int) -> Iterato
     for source, found, size in zip(sources, files, sizes, strict=True):
         left = maximum_bytes * size // max(1, sum(sizes))
         found.sort(key=lambda file: hashlib.blake2b(str(file).encode()).digest())
-        for text, size in documents(source, found, Skipped()):
+        for document in documents(source, found, Skipped()):
             if left <= 0:
                 break
-            if not is_held_out(text, source):
-                left -= size
-                yield text
+            if not is_held_out(document.content, source):
+                left -= document.size
+                yield document.text

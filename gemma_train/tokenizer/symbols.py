@@ -30,7 +30,8 @@ _TAG_ROWS = (  # ids 168..215: each row is opened, then closed
 HTML_TAGS = tuple(
     f"<{slash}{tag}>" for row in _TAG_ROWS for slash in ("", "/") for tag in row.split()
 )
-IMAGE_MARKERS = ("<start_of_image>", "<end_of_image>")
+START_OF_IMAGE, END_OF_IMAGE = IMAGE_MARKERS = ("<start_of_image>", "<end_of_image>")
+IMAGE_PLACEHOLDERS = (*IMAGE_MARKERS, "<image_soft_token>")  # the last is Hugging Face's, no piece
 
 SMALLEST_VOCABULARY = 512  # the blocks above, 256 bytes and some characters
 _RUNS_FROM, _TAGS_FROM = 2_048, 32_768

@@ -1,6 +1,12 @@
 import pytest
 
-from gemma_train.data.recipe import Recipe, TextSource, load_recipe
+from gemma_train.data.recipe import (
+    ImageEncoding,
+    ImageTextSource,
+    Recipe,
+    TextSource,
+    load_recipe,
+)
 from gemma_train.errors import UserError
 
 SOURCE = {"name": "web", "files": ("a.txt",), "licence": "CC0-1.0"}
@@ -42,6 +48,57 @@ def test_a_wrong_recipe_is_named(wrong, message):
     right = {"name": "small", "folder": "out", "tokenizer": "t", "sources": (TextSource(**SOURCE),)}
     with pytest.raises(UserError, match=message):
         Recipe(**(right | wrong))
+
+
+PHOTOS = {"name": "photos", "files": ("*.jpg",), "licence": "CC0-1.0"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"name": ""}, "a source has an empty name"),
+        ({"files": "*.jpg"}, "source 'photos': files is"),
+        ({"licence": ""}, "source 'photos': licence is empty"),
+        ({"format": "zip"}, "format is 'zip': choose one of files, webdataset, parquet, jsonl"),
+        ({"held_out_fraction": -1}, "held_out_fraction is -1"),
+        ({"maximum_documents": 0}, "maximum_documents is 0: must be above 0"),
+        ({"caption_suffix": "txt"}, "caption_suffix is 'txt': begin it with a dot"),
+    ],
+)
+def test_a_wrong_source_of_images_is_named(wrong, message):
+    with pytest.raises(UserError, match=message):
+        ImageTextSource(**(PHOTOS | wrong))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"images": None}, "source 'photos' has images: say with images=ImageEncoding"),
+        ({"sources": (TextSource(**SOURCE),)}, "images is given, and no source is an ImageText"),
+        (
+            {"sources": (ImageTextSource(**PHOTOS, damaged="drop"),)},
+            r"recipe.sources\[0\].damaged is 'drop': choose 'count' or 'refuse'",
+        ),
+        ({"images": ImageEncoding(encoder=3)}, "recipe.images.encoder is 3"),
+    ],
+)
+def test_images_and_what_encodes_them_go_together(changed, message):
+    right = {
+        "name": "small",
+        "folder": "out",
+        "tokenizer": "t",
+        "sources": (ImageTextSource(**PHOTOS), TextSource(**SOURCE)),
+        "images": ImageEncoding(encoder="siglip"),
+    }
+    assert Recipe(**right).image_folder == "out/images"
+    with pytest.raises(UserError, match=message):
+        Recipe(**(right | changed))
+
+
+def test_folders_of_images_have_names():
+    for wrong in ({"encoder": ""}, {"encoder": "siglip", "folder": ""}):
+        with pytest.raises(UserError, match=r"images\.\w+ is empty: name a folder"):
+            ImageEncoding(**wrong)
 
 
 def test_a_recipe_file_is_run_as_the_users_own_python(tmp_path):

@@ -5,8 +5,9 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from gemma_train.data.document import Skipped
 from gemma_train.data.recipe import TextSource
-from gemma_train.data.sources import Skipped, documents, estimated_bytes, source_files
+from gemma_train.data.sources import documents, estimated_bytes, source_files
 from gemma_train.errors import UserError
 
 
@@ -17,7 +18,7 @@ def source(*patterns, **fields) -> TextSource:
 def read(chosen: TextSource) -> tuple[list[str], Skipped]:
     skipped = Skipped()
     found = documents(chosen, source_files(chosen), skipped)
-    return [text for text, _ in found], skipped
+    return [document.text for document in found], skipped
 
 
 def test_a_text_file_is_one_document(tmp_path):

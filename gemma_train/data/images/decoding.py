@@ -8,12 +8,16 @@ models/gemma3/image_processing_gemma3.py).
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from gemma_train.errors import require
+from gemma_train.silence import silence_libtiff
 
 # Of raster files alone: no format that runs another program or holds one (EPS, PDF, SVG).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
@@ -46,6 +50,16 @@ class ImageLimits:
         )
 
 
+def opened(content: bytes, limits: ImageLimits) -> Image.Image:
+    """What the head of a file says: its size, no pixel read yet. Raises `BadImage`."""
+    _quiet()
+    check_size(len(content), limits)
+    with _in_words():
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        _check(image, limits)
+        return image
+
+
 def decoded(content: bytes, limits: ImageLimits) -> Image.Image:
     """The picture in these bytes, RGB, at its own size. Raises `BadImage`.
 
@@ -53,21 +67,36 @@ def decoded(content: bytes, limits: ImageLimits) -> Image.Image:
     picture is taken. What the file says of orientation and colour profile is left alone, as Gemma's
     own processors leave it.
     """
-    if len(content) > limits.largest_bytes:
-        raise BadImage(f"{len(content):,} bytes, at most {limits.largest_bytes:,} are taken")
+    image = opened(content, limits)
+    with _in_words():
+        image.load()
+    return _rgb(image)
+
+
+def check_size(size: int, limits: ImageLimits) -> None:
+    """Raise `BadImage` where a file has too many bytes to be read at all."""
+    if size > limits.largest_bytes:
+        raise BadImage(f"{size:,} bytes, at most {limits.largest_bytes:,} are taken")
+
+
+@cache
+def _quiet() -> None:
+    """For good, and for all threads: odd metadata is told by nobody, and sizes are looked at."""
+    silence_libtiff()
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+@contextmanager
+def _in_words() -> Iterator[None]:
+    """Let whatever a decoder raises be a `BadImage`."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd metadata; sizes are looked at here
-            image = Image.open(io.BytesIO(content), formats=FORMATS)
-            _check(image, limits)
-            image.load()
+        yield
     except UnidentifiedImageError:
         raise BadImage(f"not one of {', '.join(FORMATS)}") from None
     except Image.DecompressionBombError as error:
         raise BadImage(str(error)) from None
     except (OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, TypeError) as error:
         raise BadImage(f"it cannot be decoded: {error}") from None
-    return _rgb(image)
 
 
 def _check(image: Image.Image, limits: ImageLimits) -> None:

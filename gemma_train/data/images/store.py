@@ -10,7 +10,7 @@ one read at a known place. A shard is whole or absent: its keys are written last
 
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -127,6 +127,10 @@ class EmbeddingStore:
     def __len__(self) -> int:
         return len(self._table)
 
+    def __iter__(self) -> Iterator[bytes]:
+        """The keys of all images."""
+        return map(_whole, self._table["image"])
+
     def __contains__(self, image: bytes) -> bool:
         return self._find(image) is not None
 
@@ -174,8 +178,8 @@ class EmbeddingStore:
 def verify(folder: str) -> None:
     """Read every record and compare its checksum. Raises `UserError`."""
     store = EmbeddingStore(folder)
-    for image in store._table["image"]:
-        store.read(_whole(image))
+    for image in store:
+        store.read(image)
 
 
 def _whole(key: np.bytes_) -> bytes:

@@ -12,6 +12,10 @@ from gemma_train.data.images.decoding import BadImage, ImageLimits, decoded, pix
 from gemma_train.errors import UserError
 
 LIMITS = ImageLimits()
+pytestmark = [  # pytest brings back what the program has silenced
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning"),
+]
 
 
 def picture(mode: str = "RGB", size: tuple[int, int] = (40, 30)) -> Image.Image:
