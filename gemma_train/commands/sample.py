@@ -5,17 +5,23 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import jax
+import numpy as np
 
 from gemma_train import storage
 from gemma_train.config import read_record
-from gemma_train.conversion.load import load, open_weights
-from gemma_train.conversion.tensors import BFLOAT16
+from gemma_train.conversion.encoder import encoder_sha256
+from gemma_train.conversion.load import load, load_siglip, open_weights
+from gemma_train.conversion.tensors import BFLOAT16, Weights
+from gemma_train.data.images.decoding import BadImage, ImageLimits, decoded, pixels, resized
+from gemma_train.data.images.markup import Markup
 from gemma_train.errors import UserError, require
 from gemma_train.mesh import MeshConfig, make_mesh, start_runtime
 from gemma_train.model import ComputeConfig
+from gemma_train.model.siglip import encode
 from gemma_train.run_files import SAMPLE
-from gemma_train.sampling import SamplingConfig, stream
+from gemma_train.sampling import PromptImage, SamplingConfig, stream
 from gemma_train.tokenizer.tokenizer import Tokenizer
+from gemma_train.training.images import check_encoder
 
 BETWEEN = "\n---\n"
 
@@ -26,6 +32,7 @@ class SampleArguments:
 
     model: str  # the folder of a run, a Hugging Face folder or a gemma Orbax folder
     prompt: tuple[str, ...] = ()  # texts to continue; the beginning of a text if none is given
+    image: tuple[str, ...] = ()  # files of images, which stand ahead of each prompt's text
     maximum_tokens: int = 100  # new tokens a prompt
     temperature: float = 0.8  # higher is more varied; 0 always takes the likeliest token
     top_k: int = 40  # draw among this many likeliest tokens; 0 draws among all
@@ -59,11 +66,19 @@ def run(arguments: SampleArguments) -> None:
     )
     stop_ids = (tokenizer.eos, tokenizer.id_of("<end_of_turn>"))
     texts = arguments.prompt or ("",)
+    pictures = [_pixels(file, weights) for file in arguments.image]
     prompts = tokenizer.encode_batch(texts, bos=True)
     start_runtime(MeshConfig())
     with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
         model = load(weights, ComputeConfig(dtype=computed, remat="none"), held)
-        steps = stream(model, prompts, config=sampling, stop_ids=stop_ids)
+        images = _ahead(prompts, _embedded(weights, pictures), tokenizer) if pictures else []
+        steps = stream(
+            model,
+            prompts,
+            config=sampling,
+            stop_ids=stop_ids,
+            images=[images] * len(prompts) if images else (),
+        )
         after = "" if weights.step is None else f" after {weights.step:,} steps"
         print(f"{arguments.model}{after}\n", flush=True)
         written = []
@@ -75,6 +90,41 @@ def run(arguments: SampleArguments) -> None:
         target = storage.path(arguments.model) / SAMPLE
         storage.write_whole(target, "".join(written))
         print(f"\nwrote {target}")
+
+
+def _pixels(file: str, weights: Weights) -> np.ndarray:
+    """A file's picture as the model's encoder takes it. Raises `UserError` where there is none."""
+    vision = weights.config.vision
+    if vision is None or not weights.encoder:
+        why = "sees no images" if vision is None else "came without its vision encoder"
+        raise UserError(f"{weights.source!r} {why}: leave --image out, or name a model with it")
+    try:
+        picture = decoded(storage.existing(file, "image").read_bytes(), ImageLimits())
+    except BadImage as error:
+        raise UserError(f"image {file!r} cannot be read: {error}") from None
+    return pixels(resized(picture, vision.side))
+
+
+def _embedded(weights: Weights, pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """[images, tokens, width] embeddings, as a store would hold them. Raises `UserError` where the
+    encoder is not the one whose embeddings the model was trained on."""
+    assert weights.config.vision is not None
+    encoder = load_siglip(weights.encoder, weights.config.vision, "float32")
+    check_encoder(weights.source, encoder_sha256(encoder))
+    return np.asarray(encode(encoder, np.stack(pictures)).astype(BFLOAT16).astype(np.float32))
+
+
+def _ahead(
+    prompts: list[list[int]], embeddings: np.ndarray, tokenizer: Tokenizer
+) -> list[PromptImage]:
+    """Put the images between each prompt's <bos> and its text; where they are then."""
+    ids, images = [tokenizer.bos], []
+    markup = Markup.of(tokenizer, embeddings.shape[1])
+    for embedding in embeddings:
+        images.append(PromptImage(markup.put(ids), embedding))
+    for prompt in prompts:
+        prompt[:1] = ids
+    return images
 
 
 def continued(

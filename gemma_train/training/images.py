@@ -36,9 +36,8 @@ def keep_encoder(config: RunConfig, head: Head | None, *, begun: bool) -> None:
     """
     if head is None:
         return
-    file = storage.path(config.folder) / ENCODER_RECORD
-    if begun and file.exists():
-        there = sidecar.read(file, Head, FORMAT_VERSION, "remove it to go on with what is there")
+    there = _kept(config.folder)
+    if begun and there is not None:
         require(
             replace(there, encoder=head.encoder) == head,
             f"folder {config.folder!r} was trained with images of encoder {there.encoder!r} "
@@ -46,4 +45,22 @@ def keep_encoder(config: RunConfig, head: Head | None, *, begun: bool) -> None:
             f"({head.encoder_sha256[:12]}...): bring that store back, or choose another --folder",
         )
     elif is_leader():
-        sidecar.write(file, head, FORMAT_VERSION)
+        sidecar.write(storage.path(config.folder) / ENCODER_RECORD, head, FORMAT_VERSION)
+
+
+def check_encoder(folder: str, sha256: str) -> None:
+    """Raise `UserError`, naming both, if the run in a folder was trained with another encoder."""
+    there = _kept(folder)
+    require(
+        there is None or there.encoder_sha256 == sha256,
+        f"{folder!r} was trained with images of encoder "
+        f"{there.encoder_sha256[:12] if there else ''}..., and the one that is here is "
+        f"{sha256[:12]}...: put that one in its folder encoder/",
+    )
+
+
+def _kept(folder: str) -> Head | None:
+    file = storage.path(folder) / ENCODER_RECORD
+    if not file.exists():
+        return None
+    return sidecar.read(file, Head, FORMAT_VERSION, "remove it to go on with what is there")
