@@ -37,7 +37,7 @@ def open_teacher(config: RunConfig) -> Weights | None:
         return None
     with asked_by("loss.teacher.weights"):
         weights = open_weights(teacher.weights, teacher.model, teacher.step)
-    _check_vocabulary(config, teacher, weights.config)
+    _check_model(config, teacher, weights.config)
     if weights.tokenizer is not None:
         _check_tokenizer(config, teacher, weights.tokenizer)
     return weights
@@ -62,7 +62,7 @@ def teacher_model(config: RunConfig) -> GemmaConfig | None:
     if teacher.model is None:
         weights = open_teacher(config)
         return weights.config if weights else None
-    _check_vocabulary(config, teacher, teacher.model)
+    _check_model(config, teacher, teacher.model)
     return teacher.model
 
 
@@ -104,12 +104,18 @@ def _compute(config: RunConfig, teacher: Online) -> ComputeConfig:
     return replace(config.compute, dtype=teacher.dtype, remat="none")
 
 
-def _check_vocabulary(config: RunConfig, teacher: Online, model: GemmaConfig) -> None:
-    own = config.model.vocabulary
+def _check_model(config: RunConfig, teacher: Online, model: GemmaConfig) -> None:
+    """Raise `UserError` unless a teacher can read the student's rows: its tokens and images."""
+    own, seen = config.model.vocabulary, config.model.vision
     require(
         model.vocabulary == own,
         f"loss.teacher.weights {teacher.weights!r} has a vocabulary of {model.vocabulary}, the "
         f"model one of {own}: a teacher's tokens must be the student's",
+    )
+    require(
+        config.data.images is None or model.vision == seen,
+        f"loss.teacher.weights {teacher.weights!r} sees images by {model.vision}, the model by "
+        f"{seen}: a teacher's images must be the student's",
     )
 
 

@@ -11,6 +11,7 @@ from gemma_train.config import RunConfig
 from gemma_train.conversion.fingerprint import parameters_sha256
 from gemma_train.conversion.tensors import Weights
 from gemma_train.data.example import Layout
+from gemma_train.data.images.store import read_head
 from gemma_train.data.lesson import missing_rows
 from gemma_train.data.teacher_store.codec import Codec, codec
 from gemma_train.data.teacher_store.reading import TeacherStore
@@ -63,7 +64,7 @@ def store_codec(config: RunConfig) -> Codec:
 
 def origin(config: RunConfig, weights: Weights | None, parameters_sha256: str | None) -> Origin:
     """What a run's targets are made with, as far as it is known of the teacher's `weights`."""
-    teacher, loss = stored(config), config.loss
+    teacher, loss, images = stored(config), config.loss, config.data.images
     assert teacher is not None and isinstance(loss, Distillation)
     return Origin(
         tokenizer_sha256=storage.sha256(storage.existing(config.data.tokenizer, "tokenizer")),
@@ -76,6 +77,7 @@ def origin(config: RunConfig, weights: Weights | None, parameters_sha256: str | 
         parameters_sha256=parameters_sha256,
         parameters=sum(t.size for t in weights.parameters.values()) if weights else None,
         dtype=teacher.dtype,
+        encoder_sha256=read_head(images.store).encoder_sha256 if images else None,
     )
 
 

@@ -10,7 +10,15 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from gemma_train.config import Dense, Distillation, Online, Priority, TopK
+from gemma_train.config import (
+    Dense,
+    Distillation,
+    ImageRows,
+    Online,
+    Priority,
+    TopK,
+    VisionConfig,
+)
 from gemma_train.conversion.convert import convert_weights
 from gemma_train.conversion.load import open_weights
 from gemma_train.errors import UserError
@@ -108,6 +116,15 @@ def test_who_teaches_is_told(distilled, teacher_run):
     line = told(config, open_teacher(config))
     assert line.startswith("teacher: ")
     assert f"of {teacher_run.folder} after 4 steps, float32, a copy on every device" in line
+
+
+def test_a_teacher_of_text_does_not_teach_of_images(distilled):
+    vision = VisionConfig(side=8, patch=2, width=12, layers=1, heads=2, hidden=16, tokens=4)
+    text = distilled(model=replace(distilled().model, vision=vision))
+    open_teacher(text)  # of whose rows none has an image
+    data = replace(text.data, images=ImageRows(store="none"))
+    with pytest.raises(UserError, match="sees images by None, the model by VisionConfig"):
+        open_teacher(replace(text, data=data))
 
 
 def test_what_cannot_teach_is_refused_in_a_line(distilled, teacher_run):

@@ -45,6 +45,7 @@ class Origin:
     parameters_sha256: str | None
     parameters: Count | None
     dtype: str  # that it ran in
+    encoder_sha256: str | None = None  # of the images that it saw; None of text alone
 
 
 # How a config, where it has them, calls the fields of an origin.
@@ -58,6 +59,7 @@ _NAMES = {
     "parameters_sha256": "teacher's parameters (SHA-256)",
     "parameters": "teacher's number of parameters",
     "dtype": "loss.teacher.dtype",
+    "encoder_sha256": "images' encoder (SHA-256)",
 }
 
 

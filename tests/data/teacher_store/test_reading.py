@@ -319,6 +319,7 @@ def test_rows_of_another_order_are_missed_whole_epochs_or_parts(config):
         ("parameters_sha256", "3" * 64, r"parameters \(SHA-256\) '1111.*' there, '3333.*' here"),
         ("parameters", 7, "number of parameters 1000 there, 7 here"),
         ("dtype", "bfloat16", "loss.teacher.dtype 'float32' there, 'bfloat16' here"),
+        ("encoder_sha256", "4" * 64, r"images' encoder \(SHA-256\) None there, '4444.*' here"),
     ],
 )
 def test_every_difference_of_origin_is_refused_with_both_values(field, value, message):
