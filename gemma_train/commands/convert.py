@@ -41,7 +41,7 @@ def run(arguments: ConvertArguments) -> None:
     convert_weights(weights, arguments.target, arguments.format)
     parameters = sum(tensor.size for tensor in weights.parameters.values())
     beside = sum(tensor.size for tensor in weights.encoder.values())
-    also = f", {beside:,} of the vision encoder" if beside else ""
+    also = f" and {beside:,} of the vision encoder" if beside else ""
     print(f"wrote {arguments.target}: {parameters:,} parameters{also} in {weights.dtypes}")
     if weights.left_out:
         print(

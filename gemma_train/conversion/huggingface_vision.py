@@ -6,6 +6,7 @@ Keys that sparse Hub configs leave out take the defaults of SiglipVisionConfig a
 
 from typing import Any
 
+from gemma_train.conversion.tokenizer_files import PROCESSOR_FILES
 from gemma_train.conversion.vision_names import HF_ENCODER
 from gemma_train.errors import UserError, require
 from gemma_train.model.config import GemmaConfig
@@ -15,7 +16,6 @@ from gemma_train.vision import VisionConfig
 
 MODEL_TYPE = "siglip_vision_model"
 TOKENS = "mm_tokens_per_image"  # of Gemma3Config; in an encoder's own folder a key of ours
-SOFT_TOKEN = "<image_soft_token>"
 _FIELDS = {  # of SiglipVisionConfig, with its default: ours
     "image_size": (224, "side"),
     "patch_size": (16, "patch"),
@@ -31,7 +31,6 @@ _FIXED: dict[str, Any] = {
     "layer_norm_eps": 1e-6,
     "num_channels": 3,
 }
-_MARKER_KEYS = ("boi_token_index", "eoi_token_index")
 _GEMMA_MARKERS = (255_999, 256_000)
 
 
@@ -68,7 +67,7 @@ def write_multimodal(
 ) -> dict[str, Any]:
     """The config.json of a model that sees images, of its `text_config` and (text, vision) dtypes.
 
-    The soft tokens' id is the first that is no word: 262,144 with Gemma's vocabulary.
+    The soft tokens' id is the first that is no piece: 262,144 with Gemma's vocabulary.
     """
     assert config.vision is not None, "it sees images"
     outer = ("pad_token_id", "eos_token_id", "bos_token_id", "tie_word_embeddings")
@@ -78,8 +77,7 @@ def write_multimodal(
         "dtype": dtypes[0],
         "torch_dtype": dtypes[0],
         **{key: text[key] for key in outer},
-        **dict(zip(_MARKER_KEYS, _markers(tokenizer), strict=True)),
-        "image_token_index": config.vocabulary,
+        **_image_ids(config, tokenizer),
         TOKENS: config.vision.tokens,
         "text_config": {key: value for key, value in text.items() if key != "architectures"},
         "vision_config": write_vision(config.vision, dtypes[1]),
@@ -97,33 +95,28 @@ def encoder_name(name: str) -> str | None:
 
 def processor_files(config: VisionConfig) -> dict[str, dict[str, Any]]:
     """What AutoProcessor reads beside a tokenizer, by the files' names."""
-    return {
-        "preprocessor_config.json": {
-            "image_processor_type": "Gemma3ImageProcessor",
-            "processor_class": "Gemma3Processor",
-            "do_resize": True,
-            "size": {"height": config.side, "width": config.side},
-            "resample": 2,
-            "do_rescale": True,
-            "rescale_factor": 1 / 255,
-            "do_normalize": True,
-            "image_mean": [0.5] * 3,
-            "image_std": [0.5] * 3,
-            "image_seq_length": config.tokens,
-        },
-        "processor_config.json": {
-            "processor_class": "Gemma3Processor",
-            "image_seq_length": config.tokens,
-        },
+    pixels = {
+        "image_processor_type": "Gemma3ImageProcessor",
+        "do_resize": True,
+        "size": {"height": config.side, "width": config.side},
+        "resample": 2,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
     }
+    both = {"processor_class": "Gemma3Processor", "image_seq_length": config.tokens}
+    return dict(zip(PROCESSOR_FILES, ({**pixels, **both}, both), strict=True))
 
 
-def _markers(tokenizer: str | None) -> tuple[int, int]:
-    """The ids of an image's start and end; Gemma's where no tokenizer says others."""
-    if tokenizer is None:
-        return _GEMMA_MARKERS
-    start, end = map(Tokenizer.load(tokenizer).id_of, IMAGE_MARKERS)
-    return start, end
+def _image_ids(config: GemmaConfig, tokenizer: str | None) -> dict[str, int]:
+    """Of an image's start, end and soft tokens; Gemma's where no tokenizer says others."""
+    ids = (*_GEMMA_MARKERS, config.vocabulary)
+    if tokenizer is not None:
+        pieces = Tokenizer.load(tokenizer)
+        ids = (*map(pieces.id_of, IMAGE_MARKERS), pieces.vocabulary)
+    return dict(zip(("boi_token_index", "eoi_token_index", "image_token_index"), ids, strict=True))
 
 
 def _whole(value: Any, key: str, file: str) -> int:

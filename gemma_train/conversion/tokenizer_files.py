@@ -22,6 +22,9 @@ _FILES = (
     "chat_template.json",
 )
 _GENERATION = "generation_config.json"
+# Of a model that sees images: how pixels are prepared, and the soft token that is no word.
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+SOFT_TOKEN = "<image_soft_token>"
 
 
 def find_tokenizer(folder: epath.Path) -> str | None:
@@ -49,7 +52,8 @@ def write_huggingface_tokenizer(weights: Weights, folder: epath.Path) -> dict[st
     ids: dict[str, Any] = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
     copy_tokenizer(weights, folder)
     if weights.format == "hf" and weights.tokenizer in (None, find_tokenizer(source)):
-        for name in (*_FILES, _GENERATION):
+        of_images = PROCESSOR_FILES if weights.config.vision else ()
+        for name in (*_FILES, *of_images, _GENERATION):
             if (source / name).exists():
                 (source / name).copy(folder / name)
     if weights.tokenizer is not None and not (folder / _CONFIG).exists():
@@ -59,13 +63,13 @@ def write_huggingface_tokenizer(weights: Weights, folder: epath.Path) -> dict[st
             "eos_token_id": tokenizer.eos,
             "bos_token_id": tokenizer.bos,
         }
-        dump(folder / _CONFIG, _tokenizer_config(tokenizer))
+        dump(folder / _CONFIG, _tokenizer_config(tokenizer, weights.config.vision is not None))
     if not (folder / _GENERATION).exists():
         dump(folder / _GENERATION, ids)
     return ids
 
 
-def _tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
+def _tokenizer_config(tokenizer: Tokenizer, sees_images: bool) -> dict[str, Any]:
     """Without the list of given pieces transformers would split long runs of spaces its own way."""
     added = {
         str(index): {
@@ -79,7 +83,17 @@ def _tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
         for index, piece in enumerate(tokenizer.pieces())
         if piece.kind in ("CONTROL", "UNKNOWN", "USER_DEFINED")
     }
+    images: dict[str, Any] = {}
+    if sees_images:
+        for marker in symbols.IMAGE_MARKERS:
+            added[str(tokenizer.id_of(marker))]["special"] = True
+        soft = {"content": SOFT_TOKEN, "normalized": False, "special": True}
+        added[str(tokenizer.vocabulary)] = {**added[str(tokenizer.bos)], **soft}
+        start, end = symbols.IMAGE_MARKERS
+        named = {"boi_token": start, "eoi_token": end, "image_token": SOFT_TOKEN}
+        images = {**named, "extra_special_tokens": named, "processor_class": "Gemma3Processor"}
     return {
+        **images,
         "tokenizer_class": "GemmaTokenizer",
         "pad_token": symbols.PAD,
         "eos_token": symbols.EOS,

@@ -1,6 +1,6 @@
 """Cross-entropy of the next token, with an optional z-loss: training from hard labels."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,8 @@ from gemma_train.kernels.vocabulary.loss import LossTerms, Targets, vocabulary_l
 from gemma_train.losses.states import final_states
 from gemma_train.mesh import mesh_of
 from gemma_train.model import Gemma
-from gemma_train.model.packing import checked, packing
+from gemma_train.model.image_inputs import checked_inputs, images_of
+from gemma_train.model.packing import packing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,14 +58,25 @@ def mean_next_token_loss(
     tokens_bt: jax.typing.ArrayLike,
     positions_bt: jax.typing.ArrayLike | None = None,
     segment_ids_bt: jax.typing.ArrayLike | None = None,
+    *,
+    image_embeddings: jax.typing.ArrayLike | None = None,
+    image_index_bt: jax.typing.ArrayLike | None = None,
 ) -> jax.Array:
     """Mean cross-entropy, in nats, of each token that follows another of its segment.
 
-    Integers of shape [b, t], as in `Gemma.logits`. Differentiable in the model, a pytree.
+    Integers of shape [b, t] and images as in `Gemma.logits`; soft tokens are no targets.
+    Differentiable in the model, a pytree.
     """
-    inputs = checked(model.config, tokens_bt, positions_bt, segment_ids_bt)
+    inputs, images = checked_inputs(
+        model.config,
+        tokens_bt,
+        positions_bt,
+        segment_ids_bt,
+        image_embeddings=image_embeddings,
+        image_index_bt=image_index_bt,
+    )
     with mesh_of(model):
-        return _mean_loss(model, *inputs)
+        return _mean_loss(model, *inputs, images)
 
 
 def mean_next_token_loss_and_gradient(
@@ -72,29 +84,44 @@ def mean_next_token_loss_and_gradient(
     tokens_bt: jax.typing.ArrayLike,
     positions_bt: jax.typing.ArrayLike | None = None,
     segment_ids_bt: jax.typing.ArrayLike | None = None,
+    *,
+    image_embeddings: jax.typing.ArrayLike | None = None,
+    image_index_bt: jax.typing.ArrayLike | None = None,
 ) -> tuple[jax.Array, Gemma]:
     """`mean_next_token_loss` and its gradient, which is a Gemma: `gradient.parameters()`."""
-    inputs = checked(model.config, tokens_bt, positions_bt, segment_ids_bt)
+    inputs, images = checked_inputs(
+        model.config,
+        tokens_bt,
+        positions_bt,
+        segment_ids_bt,
+        image_embeddings=image_embeddings,
+        image_index_bt=image_index_bt,
+    )
     with mesh_of(model):
-        return _mean_loss_and_gradient(model, *inputs)
+        return _mean_loss_and_gradient(model, *inputs, images)
 
 
 @jax.jit
-def _mean_loss(model: Gemma, tokens_bt, positions_bt, segments_bt) -> jax.Array:
+def _mean_loss(model: Gemma, tokens_bt, positions_bt, segments_bt, embedded=None) -> jax.Array:
     tokens_bt, positions_bt, segments_bt = packing(tokens_bt, positions_bt, segments_bt)
 
     def following(x_bt: jax.Array) -> jax.Array:
         return jnp.roll(x_bt, -1, axis=1).at[:, -1].set(0)
 
-    weights_bt = (segments_bt == following(segments_bt)) & (segments_bt > 0)
+    counts_bt = (segments_bt == following(segments_bt)) & (segments_bt > 0)
+    if embedded is not None:
+        counts_bt &= following(embedded[1]) < 0
     batch = Batch(
         tokens_bt=tokens_bt,
         targets_bt=following(tokens_bt),
         positions_bt=positions_bt,
         segments_bt=segments_bt,
-        weights_bt=weights_bt.astype(jnp.float32),
+        weights_bt=counts_bt.astype(jnp.float32),
     )
     batch = jax.tree.map(lambda x_bt: reshard(x_bt, activation("bt")), batch)
+    if embedded is not None:
+        images = images_of(*embedded)
+        batch = replace(batch, soft_bt=images.soft_bt, images_bipe=images.embeddings_bipe)
     tokens = jnp.maximum(jnp.sum(batch.weights_bt), 1.0)
     return next_token_loss(model, batch, 1.0 / tokens, NextToken())[0]
 

@@ -14,6 +14,9 @@ from gemma_train.commands import command_line
 from gemma_train.conversion import load_model, open_weights
 from gemma_train.errors import UserError
 from gemma_train.metrics import recorder
+from gemma_train.model.sizes import GEMMA3_4B
+from tests.conversion.vision_folders import CONFIG as VISION_CONFIG
+from tests.conversion.vision_folders import hugging_face_folder
 
 FIXTURE = str(Path(__file__).parents[1] / "parity/fixtures/gemma1_mqa")
 
@@ -100,6 +103,38 @@ def test_inspect_prints_config_counts_dtype_and_bytes(told, exported, tmp_path):
     file = str(tmp_path / "model.gguf")
     # llama.cpp knows Gemma 3 with every sixth layer global; this run's every second is refused.
     assert command_line.run(["convert", exported["run"], file, "--format", "gguf"]) == 2
+
+
+@pytest.fixture
+def seeing(tmp_path, exported) -> str:
+    """A model that sees images, of the layers that llama.cpp takes for granted."""
+    size = {"layers": 6, "pattern": GEMMA3_4B.pattern, "vocabulary": 1024, "query_scale": None}
+    folder = hugging_face_folder(tmp_path / "seeing", config=replace(VISION_CONFIG, **size))
+    tokenizer = Path(exported["run"]) / "tokenizer.model"
+    if not tokenizer.exists():
+        tokenizer = Path(exported["hf"]) / "tokenizer.model"
+    shutil.copy(tokenizer, folder)
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")  # random bytes are sometimes no numbers
+def test_images_go_with_the_text_and_gguf_says_that_it_has_none(told, seeing, tmp_path):
+    parts = r"parameters and ([\d,]+) of the vision encoder in float32$"
+    for format in ("run", "hf", "gemma"):
+        out = told("convert", seeing, str(tmp_path / format), "--format", format)
+        count = re.search(parts, out, re.MULTILINE)
+        assert count and "left out" not in out
+        shown = told("inspect", str(tmp_path / format))
+        assert f"{count[1]}, frozen, not in the total" in shown and "soft tokens" in shown
+    out = told("convert", seeing, str(tmp_path / "x.gguf"), "--format", "gguf")
+    assert re.search(r"left out \d+ tensors of the vision encoder .*text alone is in the", out)
+    assert "vision" not in told("inspect", str(tmp_path / "x.gguf"))
+
+
+def test_a_run_that_sees_images_does_not_train_yet(refused, seeing, told, tmp_path):
+    told("convert", seeing, str(tmp_path / "run"), "--format", "run")
+    line = refused("train", str(tmp_path / "run" / "config.py"))
+    assert "model.vision is set, but no batch brings images yet" in line
 
 
 def test_a_run_in_half_the_bytes(told, exported, tmp_path):

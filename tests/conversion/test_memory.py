@@ -33,6 +33,7 @@ from gemma_train.model.sizes import (
 
 ROOT = Path(__file__).parents[2]
 FIXTURE = ROOT / "tests/parity/fixtures/gemma3_long"
+VISION_FIXTURE = ROOT / "tests/parity/fixtures/gemma3_vision"
 LONG = {"global_rope_factor": 8.0, "context": 131_072}
 
 
@@ -57,11 +58,11 @@ class Ledger:
 
 
 @pytest.mark.parametrize("format", ["hf", "gemma", "run"])
-def test_what_was_written_is_let_go(format, tmp_path, monkeypatch):
-    parcel = 10_000
+@pytest.mark.parametrize(("fixture", "parcel"), [(FIXTURE, 10_000), (VISION_FIXTURE, 2_000)])
+def test_what_was_written_is_let_go(fixture, parcel, format, tmp_path, monkeypatch):
     monkeypatch.setattr(safetensors_files, "_SHARD_BYTES", parcel)
     monkeypatch.setattr(orbax_arrays, "_PARCEL_BYTES", parcel)
-    weights, ledger = open_weights(str(FIXTURE)), Ledger()
+    weights, ledger = open_weights(str(fixture)), Ledger()
     watched = {name: ledger.watched(tensor) for name, tensor in weights.tensors.items()}
     total = sum(tensor.bytes for tensor in watched.values())
     largest = max(tensor.bytes for tensor in watched.values())

@@ -7,13 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import sentencepiece
 from etils import epath
 
 from gemma_train.conversion.convert import convert_weights
 from gemma_train.conversion.load import open_weights
+from gemma_train.conversion.tokenizer_files import PROCESSOR_FILES
 from gemma_train.errors import UserError
 from gemma_train.tokenizer.tokenizer import Tokenizer
 from gemma_train.tokenizer.training import TokenizerConfig, train_tokenizer
+from tests.conversion.vision_folders import VISION, hugging_face_folder
 
 FIXTURE = Path(__file__).parents[1] / "parity" / "fixtures" / "gemma1_mha"
 OWN = (
@@ -137,3 +140,60 @@ def test_a_tokenizer_that_is_none_is_refused_and_nothing_is_written(source, tmp_
     with pytest.raises(UserError, match=r"tokenizer\.model' is not a SentencePiece model"):
         exported(source, tmp_path / "target")
     assert names(tmp_path) == {"source"}
+
+
+def test_a_model_that_sees_images_gets_their_tokens_and_a_processor(tmp_path, tokenizer):
+    source = Path(hugging_face_folder(tmp_path / "source"))
+    (source / "tokenizer.model").write_bytes(tokenizer.model)
+    target = exported(source, tmp_path / "target")
+    config = read(target / "tokenizer_config.json")
+    given = {
+        "boi_token": "<start_of_image>",
+        "eoi_token": "<end_of_image>",
+        "image_token": "<image_soft_token>",
+    }
+    assert {key: config[key] for key in given} == config["extra_special_tokens"] == given
+    soft = config["added_tokens_decoder"][str(tokenizer.vocabulary)]
+    assert soft["content"] == given["image_token"] and soft["special"]
+    markers = [tokenizer.id_of(given[key]) for key in ("boi_token", "eoi_token")]
+    assert all(config["added_tokens_decoder"][str(index)]["special"] for index in markers)
+    keys = read(target / "config.json")
+    ids = [keys[f"{name}_token_index"] for name in ("boi", "eoi", "image")]
+    assert ids == [*markers, tokenizer.vocabulary]
+    pixels = read(target / "preprocessor_config.json")
+    assert (pixels["size"], pixels["image_mean"]) == ({"height": 12, "width": 12}, [0.5] * 3)
+    assert read(target / "processor_config.json")["image_seq_length"] == VISION.tokens
+
+
+def test_a_sources_own_processor_is_copied_but_not_for_the_text_alone(tmp_path):
+    source = Path(hugging_face_folder(tmp_path / "source"))
+    for name in PROCESSOR_FILES:
+        (source / name).write_text('{"of": "the source"}')
+    target = exported(source, tmp_path / "target")
+    assert {read(target / name)["of"] for name in PROCESSOR_FILES} == {"the source"}
+    text = open_weights(str(source)).text_alone()
+    convert_weights(text, str(tmp_path / "text"), "hf")
+    assert names(tmp_path / "text") == {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+    }
+
+
+def test_a_tokenizer_without_markers_of_images_is_refused(tmp_path):
+    source = Path(hugging_face_folder(tmp_path / "source"))
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["some words of no use", "and some more"]),
+        model_prefix=str(source / "tokenizer"),
+        vocab_size=17,
+        minloglevel=2,
+        pad_id=0,
+        eos_id=1,
+        bos_id=2,
+        unk_id=3,
+        pad_piece="<pad>",
+        bos_piece="<bos>",
+        eos_piece="<eos>",
+    )
+    with pytest.raises(UserError, match="has no piece '<start_of_image>': not a Gemma tokenizer"):
+        exported(source, tmp_path / "target")

@@ -103,21 +103,25 @@ def random_arrays(shapes: dict[str, tuple], dtype=FLOAT32) -> Arrays:
     return {n: random.standard_normal(s, np.float32).astype(dtype) for n, s in shapes.items()}
 
 
-def hugging_face_arrays(family="Hub", dtype=FLOAT32, vision_dtype=None, rows=None) -> Arrays:
-    """Every tensor of a folder of `CONFIG`, filled at random."""
+def hugging_face_arrays(
+    family="Hub", dtype=FLOAT32, vision_dtype=None, config: GemmaConfig = CONFIG
+) -> Arrays:
+    """Every tensor of a folder, filled at random."""
     text, projector, encoder, _ = FAMILIES[family]
-    cut = {
+    arrays = {
         text + name.removeprefix("model."): array
-        for name, array in random_tensors(CONFIG, 3, dtype, rows).items()
+        for name, array in random_tensors(config, 3, dtype).items()
     }
-    shapes = vision_shapes(CONFIG, projector, encoder)
-    return cut | random_arrays(shapes, vision_dtype or dtype)
+    shapes = vision_shapes(config, projector, encoder)
+    return arrays | random_arrays(shapes, vision_dtype or dtype)
 
 
-def json_config(config: GemmaConfig = CONFIG, rows: int | None = None) -> dict:
-    text = write_config(config, "float32", rows=rows or config.vocabulary)
+def json_config(config: GemmaConfig = CONFIG) -> dict:
+    text = write_config(config, "float32", rows=config.vocabulary)
     return write_multimodal(text, config, ("float32", "float32"), None)
 
 
-def hugging_face_folder(folder: Path, *shards: Arrays) -> str:
-    return write_folder(folder, json_config(), *(shards or (hugging_face_arrays(),)))
+def hugging_face_folder(folder: Path, *shards: Arrays, config: GemmaConfig = CONFIG) -> str:
+    return write_folder(
+        folder, json_config(config), *(shards or (hugging_face_arrays(config=config),))
+    )
