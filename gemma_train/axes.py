@@ -26,6 +26,9 @@ LETTERS = {
     "q": "distillation candidates",
     "j": "blocks of the vocabulary",
     "r": "rows within a block of the vocabulary",
+    "y": "rows of pixels in a patch",
+    "x": "columns of pixels in a patch",
+    "o": "colours of a pixel",
 }
 
 # The mesh: `data` is one number in the config and two axes here, so that every collective runs over

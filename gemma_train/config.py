@@ -57,10 +57,6 @@ class RunConfig:
         for name in ("steps", "accumulation", "checkpoint_every_steps", "checkpoints_kept"):
             value = getattr(self, name)
             require(value >= 1, f"{name} is {value}: it must be at least 1")
-        require(
-            self.model.vision is None,
-            "model.vision is set, but no batch brings images yet: leave it None (text alone)",
-        )
         length, context = self.data.sequence_length, self.model.context
         require(
             length <= context,

@@ -4,6 +4,7 @@ RECORD = "config.py"
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
 CHECKPOINTS = "checkpoints"
+ENCODER = "encoder"  # the frozen one of a model that sees images
 STATE = "state"  # what a checkpoint of them holds
 TOKENIZER = "tokenizer.model"
 TEACHER = "teacher.json"  # who teaches it in its step

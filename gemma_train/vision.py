@@ -45,3 +45,17 @@ class VisionConfig:
     def patches(self) -> int:
         """Patches of an image."""
         return self.grid**2
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The length of each axis of the encoder's parameters, by its letter."""
+        return {
+            "e": self.width,
+            "n": self.heads,
+            "h": self.width // self.heads,
+            "f": self.hidden,
+            "p": self.patches,
+            "y": self.patch,
+            "x": self.patch,
+            "o": 3,
+        }

@@ -24,22 +24,29 @@ class ConvertArguments:
 
 
 def run(arguments: ConvertArguments) -> None:
-    """Convert, and say what was written and what was left out."""
+    """Convert, and say what was written and what was left out.
+
+    GGUF keeps what sees images in a file of its own, which is not written: the text goes alone.
+    """
     start_runtime(MeshConfig())
     expected = load(arguments.config).model if arguments.config else None
     weights = open_weights(arguments.source, expected)
     if arguments.tokenizer:
         storage.existing(arguments.tokenizer, "tokenizer")
         weights = replace(weights, tokenizer=arguments.tokenizer)
+    if arguments.format == "gguf" and weights.config.vision is not None:
+        weights = weights.text_alone()
     if arguments.dtype:
         weights = weights.cast(DTYPES[arguments.dtype])
     convert_weights(weights, arguments.target, arguments.format)
     parameters = sum(tensor.size for tensor in weights.parameters.values())
-    print(f"wrote {arguments.target}: {parameters:,} parameters in {weights.dtype}")
+    beside = sum(tensor.size for tensor in weights.encoder.values())
+    also = f", {beside:,} of the vision encoder" if beside else ""
+    print(f"wrote {arguments.target}: {parameters:,} parameters{also} in {weights.dtypes}")
     if weights.left_out:
         print(
             f"left out {len(weights.left_out)} tensors of the vision encoder and its projector, "
-            f"such as {weights.left_out[0]}: only text models are converted"
+            f"such as {weights.left_out[0]}: the text alone is in the target"
         )
     if weights.tokenizer is None:
         print(

@@ -35,7 +35,14 @@ def _described(weights: Weights) -> list[str]:
     config = {field.name: getattr(weights.config, field.name) for field in fields(weights.config)}
     table = weights.tensors[EMBEDDING].size
     total = sum(tensor.size for tensor in weights.parameters.values())
-    counts: dict[str, object] = {"embedding": table, "body": total - table, "total": total}
+    counts: dict[str, object] = {"embedding": table, "body": total - table}
+    if weights.config.vision is not None:
+        soft = [t.size for n, t in weights.parameters.items() if n.startswith("soft_tokens/")]
+        counts |= {"body": total - table - sum(soft), "soft tokens": sum(soft)}
+    counts["total"] = total
+    if weights.encoder:
+        frozen = sum(tensor.size for tensor in weights.encoder.values())
+        counts["vision encoder"] = f"{frozen:,}, frozen, not in the total"
     if PADDING in weights.tensors:
         counts["padding rows"] = f"{weights.tensors[PADDING].shape[0]}, no part of the model"
     if weights.left_out:

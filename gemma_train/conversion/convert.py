@@ -1,5 +1,7 @@
 """From one folder to another: whole or not at all, one tensor at a time."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal, assert_never
 
 from etils import epath
@@ -20,6 +22,30 @@ def convert_weights(weights: Weights, target: str, format: OutputFormat) -> None
     room, and where the format cannot hold this model.
     """
     _ = weights.dtype  # a mixture is refused
+    size = sum(tensor.bytes for tensor in weights.tensors.values())
+    with written_whole(target, size) as work, progress(f"writing {target}", size) as advance:
+        match format:
+            case "hf":
+                work.mkdir()
+                huggingface.write(weights, work, advance)
+            case "gemma":
+                work.mkdir()
+                gemma_orbax.write(weights, work, advance)
+            case "run":
+                work.mkdir()
+                run_folder.write(weights, work, advance, name=target)
+            case "gguf":
+                gguf_file.write(weights, work, advance)
+            case _:
+                assert_never(format)
+
+
+@contextmanager
+def written_whole(target: str, size: int) -> Iterator[epath.Path]:
+    """Where to write what becomes `target`, of so many bytes, if nothing is raised meanwhile.
+
+    Raises `UserError` where the target exists, and where its disk has no room.
+    """
     require(
         "://" not in target,
         f"target {target!r}: weights are written to local folders; copy it after",
@@ -28,7 +54,6 @@ def convert_weights(weights: Weights, target: str, format: OutputFormat) -> None
     require(final != epath.Path().resolve(), f"target {target!r} is the folder you are in")
     exists = final.exists() and (not final.is_dir() or any(final.iterdir()))
     require(not exists, f"target {target!r} exists: choose another, or remove it")
-    size = sum(tensor.bytes for tensor in weights.tensors.values())
     free = storage.free_bytes(final)
     require(
         free is None or free > size,
@@ -38,21 +63,7 @@ def convert_weights(weights: Weights, target: str, format: OutputFormat) -> None
     work = final.parent / f".{final.name}.writing"
     _remove(work)
     try:
-        with progress(f"writing {target}", size) as advance:
-            match format:
-                case "hf":
-                    work.mkdir()
-                    huggingface.write(weights, work, advance)
-                case "gemma":
-                    work.mkdir()
-                    gemma_orbax.write(weights, work, advance)
-                case "run":
-                    work.mkdir()
-                    run_folder.write(weights, work, advance, name=target)
-                case "gguf":
-                    gguf_file.write(weights, work, advance)
-                case _:
-                    assert_never(format)
+        yield work
         if final.exists():
             final.rmdir()
         work.rename(final)

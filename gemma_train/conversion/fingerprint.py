@@ -4,7 +4,7 @@ from hashlib import sha256
 
 import numpy as np
 
-from gemma_train.conversion.tensors import Weights
+from gemma_train.conversion.tensors import Tensors, Weights
 from gemma_train.metrics.byte_progress import Advance
 
 
@@ -12,10 +12,15 @@ def parameters_sha256(weights: Weights, advance: Advance = lambda size: None) ->
     """The SHA-256 of every parameter's name, shape, dtype and bytes. Reads all, one at a time.
 
     Names and shapes are ours, layer by layer, so that a model and its conversions into other
-    formats have the same; in another dtype it is another model.
+    formats have the same; in another dtype it is another model. A frozen encoder has its own.
     """
+    return tensors_sha256(weights.parameters, advance)
+
+
+def tensors_sha256(tensors: Tensors, advance: Advance = lambda size: None) -> str:
+    """The same of any tensors by our names."""
     sums = {}
-    for name, tensor in weights.parameters.items():
+    for name, tensor in tensors.items():
         digest = sha256(f"{name} {list(tensor.shape)} {tensor.dtype}\n".encode())
         digest.update(np.ascontiguousarray(tensor.read()).reshape(-1).view(np.uint8))
         sums[name] = digest.hexdigest()

@@ -1,8 +1,9 @@
 """Orbax folders of the gemma library: its FLAT, NESTED and STACKED layouts in, FLAT out.
 
 FLAT is how Gemma was released: one dictionary whose keys are paths. The library keeps no config, so
-that a folder is known by its shapes; ours carry a record beside the arrays. Vision and projector
-are left out. Source: google-deepmind/gemma, gemma/gm/ckpts/_checkpoint.py and _compat.py.
+that a folder is known by its shapes; ours carry a record beside the arrays. What sees images is
+read where it is there and no text model is asked for.
+Source: google-deepmind/gemma, gemma/gm/ckpts/_checkpoint.py and _compat.py.
 """
 
 import re
@@ -16,6 +17,7 @@ from gemma_train.conversion import orbax_arrays
 from gemma_train.conversion.mapping import from_ours, to_ours
 from gemma_train.conversion.tensors import Tensors, Weights, slices
 from gemma_train.conversion.tokenizer_files import copy_tokenizer, find_tokenizer
+from gemma_train.conversion.vision_names import GEMMA_PROJECTOR
 from gemma_train.errors import UserError
 from gemma_train.metrics.byte_progress import Advance
 from gemma_train.model import sizes
@@ -41,7 +43,9 @@ _PUBLISHED = (
 _TRANSFORMER = "transformer/"
 # Dumps of post-training stand one folder deeper.
 _DEEPER = "rlx_networks/policy_network/"
-_NOT_TEXT = ("SigLiPFromPatches_0/", "vision_encoder/", _TRANSFORMER + "embedder/mm_")
+_ENCODER, _NESTED_ENCODER = "SigLiPFromPatches_0/", "vision_encoder/"
+# Of what begins as the projector does the library itself makes no use.
+_UNUSED = tuple(GEMMA_PROJECTOR + name for name in ("output_embedding", "input_embedding_extra"))
 _STACKED = re.compile(r"transformer/stacked_layers/attention_type_(\d+)/(.*)")
 _LAYER = re.compile(r"transformer/layer_(\d+)/(.*)")
 
@@ -52,25 +56,29 @@ def is_folder(folder: epath.Path) -> bool:
 
 
 def read(folder: epath.Path, expected: GemmaConfig | None) -> Weights:
-    """The text model in a folder.
+    """The model in a folder; of one that sees images the text alone, where that is `expected`.
 
     Its config is the record beside it, the published one of these shapes, or else `expected`.
     Raises `UserError` where there is none of them, and for tensors that are missing, unexpected or
     of the wrong shape.
     """
-    text, left_out = _by_flat_name(orbax_arrays.stored(folder))
-    if not any(map(_LAYER.fullmatch, text)):
+    found, stored_as = _by_flat_name(orbax_arrays.stored(folder))
+    if not any(map(_LAYER.fullmatch, found)):
         raise UserError(f"{folder} is an Orbax checkpoint, but not one of a Gemma")
     if (folder / RECORD).exists():
         config = read_model_record(folder / RECORD)
     else:
-        config = _published(text) or expected
+        config = _published(found) or expected
     if config is None:
         raise UserError(
-            f"{folder} is no published Gemma ({_shape(text)}) and has no {RECORD}: name the config "
-            "of a run with such a model (--config)"
+            f"{folder} is no published Gemma ({_shape(found)}) and has no {RECORD}: name the "
+            "config of a run with such a model (--config)"
         )
-    gates = text.get("transformer/layer_0/mlp/gating_einsum/w")
+    if expected is not None and expected.vision is None:
+        config = replace(config, vision=None)
+    not_ours = _UNUSED if config.vision is not None else (_ENCODER, GEMMA_PROJECTOR)
+    ours = {name: tensor for name, tensor in found.items() if not name.startswith(not_ours)}
+    gates = ours.get("transformer/layer_0/mlp/gating_einsum/w")
     wide_gates = None  # as the library keeps this model, where the shape leaves it open
     if gates is not None and len(gates.shape) == 3 and gates.shape[1] != gates.shape[2]:
         wide_gates = gates.shape[1] == config.width
@@ -78,14 +86,15 @@ def read(folder: epath.Path, expected: GemmaConfig | None) -> Weights:
         source=str(folder),
         format="gemma",
         config=config,
-        tensors=to_ours(text, config, "gemma", source=str(folder), wide_gates=wide_gates),
+        tensors=to_ours(ours, config, "gemma", source=str(folder), wide_gates=wide_gates),
         tokenizer=find_tokenizer(folder),
-        left_out=tuple(left_out),
+        left_out=tuple(stored_as[name] for name in found if name not in ours),
     )
 
 
 def write(weights: Weights, folder: epath.Path, advance: Advance) -> None:
     """Write a FLAT folder that the gemma library loads, and the record of its config."""
+    weights.check_encoder()
     tensors = from_ours(weights.tensors, weights.config, "gemma")
     work = folder / "orbax"
     orbax_arrays.save(work, tensors, advance, levels=2)
@@ -97,50 +106,50 @@ def write(weights: Weights, folder: epath.Path, advance: Advance) -> None:
     copy_tokenizer(weights, folder)
 
 
-def _by_flat_name(stored: Tensors) -> tuple[Tensors, list[str]]:
-    """(text tensors by the name that FLAT gives them, names of all others)."""
-    text: Tensors = {}
-    left_out = []
+def _by_flat_name(stored: Tensors) -> tuple[Tensors, dict[str, str]]:
+    """(tensors, their stored names) by the name that FLAT gives them."""
+    found: Tensors = {}
+    stored_as = {}
     names = {name: _flat(name) for name in stored}
     stacks = [match for name in names.values() if (match := _STACKED.fullmatch(name))]
     length = max((int(match[1]) + 1 for match in stacks), default=0)
     for name, tensor in stored.items():
-        flat = names[name]
-        if flat.startswith(_NOT_TEXT):
-            left_out.append(name)
-        elif match := _STACKED.fullmatch(flat):
-            for repetition, one in enumerate(slices(tensor)):
-                layer = repetition * length + int(match[1])
-                text[f"{_TRANSFORMER}layer_{layer}/{match[2]}"] = one
-        else:
-            text[flat] = tensor
-    return text, left_out
+        flats = {names[name]: tensor}
+        if match := _STACKED.fullmatch(names[name]):
+            flats = {
+                f"{_TRANSFORMER}layer_{repetition * length + int(match[1])}/{match[2]}": one
+                for repetition, one in enumerate(slices(tensor))
+            }
+        found |= flats
+        stored_as |= dict.fromkeys(flats, name)
+    return found, stored_as
 
 
 def _flat(name: str) -> str:
     name = name.removeprefix(_DEEPER)
-    if not name.startswith((_TRANSFORMER, *_NOT_TEXT)):
+    if name.startswith(_NESTED_ENCODER):
+        return _ENCODER + name.removeprefix(_NESTED_ENCODER)
+    if not name.startswith((_TRANSFORMER, _ENCODER)):
         name = _TRANSFORMER + name  # NESTED
-    if name.startswith(_TRANSFORMER + "vision_encoder/"):
-        return name.removeprefix(_TRANSFORMER)
     if name.endswith(("mlp/gating_einsum", "mlp/linear")):
         name += "/w"
     return name
 
 
-def _published(text: Tensors) -> GemmaConfig | None:
-    """The published Gemma with this many layers of these shapes."""
+def _published(found: Tensors) -> GemmaConfig | None:
+    """The published Gemma with this many layers of these shapes; with images, if it has them."""
     for config in _PUBLISHED:
-        if _shape(text) == _told(
+        if _shape(found) == _told(
             config.layers, (config.query_heads, config.head_dimension, config.width)
         ):
-            return config
+            has_encoder = any(name.startswith(_ENCODER) for name in found)
+            return replace(config, vision=sizes.SO400M) if has_encoder else config
     return None
 
 
-def _shape(text: Tensors) -> str:
-    layers = len({match[1] for name in text if (match := _LAYER.fullmatch(name))})
-    output = text.get("transformer/layer_0/attn/attn_vec_einsum/w")
+def _shape(found: Tensors) -> str:
+    layers = len({match[1] for name in found if (match := _LAYER.fullmatch(name))})
+    output = found.get("transformer/layer_0/attn/attn_vec_einsum/w")
     return _told(layers, output.shape if output else None)
 
 

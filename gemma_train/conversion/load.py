@@ -1,10 +1,12 @@
 """Weights of any format: opened, converted, or loaded as a model that computes."""
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec, reshard
@@ -13,11 +15,20 @@ from gemma_train import storage
 from gemma_train.config import differences
 from gemma_train.conversion import gemma_orbax, huggingface, run_folder
 from gemma_train.conversion.mapping import from_ours
-from gemma_train.conversion.tensors import Tensor, Weights, stacked, unstacked
+from gemma_train.conversion.tensors import (
+    Tensor,
+    Tensors,
+    Weights,
+    stacked,
+    stacked_encoder,
+    unstacked,
+)
 from gemma_train.errors import UserError, require
 from gemma_train.leaves import by_path, from_paths
 from gemma_train.mesh import MeshConfig, make_mesh
 from gemma_train.model import ComputeConfig, Gemma, GemmaConfig
+from gemma_train.model.config import VisionConfig
+from gemma_train.model.siglip import Siglip
 from gemma_train.placement import abstract
 
 
@@ -27,9 +38,9 @@ def open_weights(
     """The model in a Hugging Face, gemma or run folder, nothing read yet but its config.
 
     `expected` is needed for gemma folders of unpublished sizes and for unusual bases of RoPE; what
-    the folder itself says must agree with it, but for the longest context. Of a run the newest
-    checkpoint is taken, or that of `step`. Raises `UserError` for whatever is not such a folder, or
-    not whole.
+    the folder itself says must agree with it, but for the longest context, and for images, which
+    are left out if it has no `vision`. Of a run the newest checkpoint is taken, or that of `step`.
+    Raises `UserError` for whatever is not such a folder, or not whole.
     """
     folder = storage.existing(path, "model folder")
     require(
@@ -49,6 +60,8 @@ def open_weights(
             f"{path!r} holds no model: neither config.json (Hugging Face), nor an Orbax checkpoint "
             "(gemma), nor the config.py of a run"
         )
+    if expected is not None and expected.vision is None and weights.config.vision is not None:
+        weights = weights.text_alone()
     if expected is not None:
         found = differences(_computed(weights.config), _computed(expected), "model")
         require(
@@ -79,13 +92,24 @@ def load_model(
     """The model in a Hugging Face folder, a gemma Orbax folder or a run, parameters in `dtype`.
 
     It computes in that dtype too, on the mesh in force, or else on this process's first device.
-    `config` is needed where a folder does not tell it (see `open_weights`). Raises `UserError`.
+    One that sees images has its vision encoder beside it, where the folder has it. `config` is
+    needed where a folder does not tell it (see `open_weights`). Raises `UserError`.
     """
     require(dtype in ("float32", "bfloat16"), f"dtype is {dtype!r}: choose 'float32' or 'bfloat16'")
     weights = open_weights(path, config)
+    with some_mesh():
+        model = load(weights, ComputeConfig(dtype=dtype, remat="none"), dtype)
+        if weights.config.vision is not None and weights.encoder:
+            model.encoder = load_siglip(weights.encoder, weights.config.vision, dtype)
+        return model
+
+
+@contextmanager
+def some_mesh() -> Iterator[None]:
+    """The mesh in force, or else one of this process's first device."""
     empty, devices = jax.sharding.get_abstract_mesh().empty, jax.local_devices()[:1]
     with jax.set_mesh(make_mesh(MeshConfig(), devices)) if empty else nullcontext():
-        return load(weights, ComputeConfig(dtype=dtype, remat="none"), dtype)
+        yield
 
 
 def load(
@@ -108,6 +132,22 @@ def load(
     return from_paths(
         {name: _put(leaves[name], leaf) for name, leaf in by_path(like).items()}, like
     )
+
+
+def load_siglip(
+    ours: Tensors, config: VisionConfig, dtype: Literal["float32", "bfloat16"]
+) -> Siglip:
+    """The encoder of these tensors, whole on every device of the mesh in force."""
+    like = jax.eval_shape(lambda: Siglip(config, nnx.Rngs(0)))
+    leaves, mesh = stacked_encoder(ours), jax.sharding.get_mesh()
+    everywhere = jax.NamedSharding(mesh, PartitionSpec())
+    placed = {
+        name: _put(
+            leaves[name], jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=everywhere)
+        )
+        for name, leaf in by_path(like).items()
+    }
+    return from_paths(placed, like)
 
 
 def untrained(

@@ -1,42 +1,17 @@
 """The one name table: where each format keeps each of our parameters, and with which axes there.
 
-Read in both directions, so that import and export cannot drift. Axes are the letters of `axes.py`
-as einops writes them: `(n h) d` is our `d n h`, transposed, heads and head dimension as one axis.
+Read in both directions, so that import and export cannot drift. Here are the rows of text;
+`vision_names.py` has those of images, `place.py` says what a row is.
 Sources: transformers, models/gemma*/modeling_gemma*.py; google-deepmind/gemma, gm/ckpts and
 gm/nn/_modules.py; gguf-py, constants.py (tensor names) and llama.cpp's converter (norms + 1).
 """
 
-import math
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import replace
 
-from gemma_train.model.config import GemmaConfig
-
-Format = Literal["hf", "gemma", "gguf"]
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a format keeps a parameter; `{}` in the name stands for the number of the layer."""
-
-    name: str
-    axes: str  # of the array there
-    part: int | None = None  # its place along a first axis, where a tensor stacks several of ours
-    offset: float = 0.0  # what the format adds to our values
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """A parameter of ours, layer by layer, and its place in each format."""
-
-    name: str
-    axes: str
-    hf: Place
-    gemma: Place
-    gguf: Place
-
+from gemma_train.conversion.place import Parameter, Place
+from gemma_train.conversion.vision_names import ENCODER, encoder_rows, soft_token_rows
+from gemma_train.model.config import GemmaConfig, VisionConfig
 
 # What llama.cpp keeps of a norm is the factor itself, 1 + w.
 _FACTOR = 1.0
@@ -47,12 +22,38 @@ PADDING = "embedding/padding"
 PADDED_ROWS = {"hf": {262_144: 262_208}, "gemma": {256_000: 256_128}, "gguf": {}}
 
 
-def parameters(config: GemmaConfig, *, wide_gates: bool | None = None) -> Iterator[Parameter]:
-    """The rows of the table that a model of this config has.
+def parameters(
+    config: GemmaConfig | VisionConfig, *, wide_gates: bool | None = None
+) -> Iterator[Parameter]:
+    """The rows of the table that a model of this config has, or an encoder by itself.
 
     `wide_gates` says whether the gemma library keeps gate and up as `d f`, not `f d`; by default
     as it does for this model: in Gemma 1 and Gemma 2 2B.
     """
+    if isinstance(config, VisionConfig):
+        yield from encoder_rows(config)
+        return
+    # Equal blocks of all repetitions of the pattern are one stack in a run, and follow each other.
+    numbers = sorted(range(config.layers), key=lambda i: (i % len(config.pattern), i))
+    for row in _text_rows(config, wide_gates):
+        layers = tuple(numbers) if "{}" in row.name else (0,)
+        yield _in_family(replace(row, sizes=config.sizes, layers=layers), config)
+    if config.vision is not None:
+        yield from soft_token_rows(config)
+        yield from encoder_rows(config.vision)
+
+
+def text_prefix(config: GemmaConfig) -> str:
+    """What Hugging Face's names of the language model begin with."""
+    return "model." if config.vision is None else "language_model.model."
+
+
+def _in_family(row: Parameter, config: GemmaConfig) -> Parameter:
+    name = text_prefix(config) + row.hf.name.removeprefix("model.")
+    return replace(row, hf=replace(row.hf, name=name))
+
+
+def _text_rows(config: GemmaConfig, wide_gates: bool | None) -> Iterator[Parameter]:
     yield Parameter(
         EMBEDDING,
         "v d",
@@ -152,22 +153,15 @@ def _norm(ours: str, hf: str, gemma: str, gguf: str, axis: str = "d") -> Paramet
 
 
 def shapes(config: GemmaConfig) -> dict[str, tuple[int, ...]]:
-    """The shape of every parameter of a model, each layer's apart."""
+    """The shape of every parameter of a model, each layer's apart; of no frozen encoder."""
     return {
-        parameter.name.format(layer): shape_of(parameter.axes, config.sizes)
+        name: parameter.shape
         for parameter in parameters(config)
-        for layer in range(config.layers if "{}" in parameter.name else 1)
+        if not parameter.name.startswith(ENCODER)
+        for name in parameter.names
     }
 
 
 def _has_wide_gates(config: GemmaConfig) -> bool:
     gemma2_2b = not config.query_key_norm and (config.layers, config.width) == (26, 2304)
     return not config.post_norms or gemma2_2b
-
-
-def shape_of(axes: str, sizes: dict[str, int]) -> tuple[int, ...]:
-    """The shape of an array with these axes: `(n h) d` -> (heads * head dimension, width)."""
-    groups = re.findall(r"\([^)]*\)|\w", axes)
-    return tuple(
-        math.prod(sizes[letter] for letter in re.findall(r"\w", group)) for group in groups
-    )

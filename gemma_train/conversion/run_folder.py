@@ -4,17 +4,24 @@ from etils import epath
 from orbax.checkpoint import path as orbax_path
 
 from gemma_train import storage
-from gemma_train.config import DataConfig, RunConfig, TokenSource, read_record, record
-from gemma_train.conversion import orbax_arrays
+from gemma_train.config import (
+    DataConfig,
+    RunConfig,
+    TokenSource,
+    differences,
+    read_record,
+    record,
+)
+from gemma_train.conversion import encoder_folder, orbax_arrays
 from gemma_train.conversion.mapping import check_shapes
 from gemma_train.conversion.names import shapes
-from gemma_train.conversion.tensors import Weights, stacked, unstacked
+from gemma_train.conversion.tensors import Tensors, Weights, stacked, unstacked
 from gemma_train.conversion.tokenizer_files import copy_tokenizer, find_tokenizer
 from gemma_train.errors import require
 from gemma_train.leaves import by_path, from_paths
 from gemma_train.metrics.byte_progress import Advance
 from gemma_train.model import Gemma
-from gemma_train.run_files import CHECKPOINTS, RECORD, TOKENIZER
+from gemma_train.run_files import CHECKPOINTS, ENCODER, RECORD, TOKENIZER
 
 _MODEL = "model/"
 
@@ -37,11 +44,16 @@ def read(folder: epath.Path, step: int | None = None) -> Weights:
         for name, tensor in orbax_arrays.stored(checkpoint).items()
         if name.startswith(_MODEL)
     }
+    encoder: Tensors = {}
+    if run.model.vision is not None and encoder_folder.is_folder(folder / ENCODER):
+        vision, encoder = encoder_folder.read(folder / ENCODER)
+        found = differences(run.model.vision, vision, "model.vision")
+        require(not found, f"{folder / ENCODER} holds another encoder: {'; '.join(found)}")
     weights = Weights(
         source=str(folder),
         format="run",
         config=run.model,
-        tensors=unstacked(leaves, run.model),
+        tensors=unstacked(leaves, run.model) | encoder,
         tokenizer=find_tokenizer(folder) or (str(recorded) if recorded.exists() else None),
         step=step,
     )
@@ -60,8 +72,10 @@ def restore(folder: epath.Path, step: int, like: Gemma) -> Gemma:
 def write(weights: Weights, folder: epath.Path, advance: Advance, *, name: str) -> None:
     """Make a run that has taken no step: its parameters, and a config to edit.
 
-    `name` is the folder's name once it is whole.
+    `name` is the folder's name once it is whole. A frozen encoder stands beside the checkpoints,
+    which hold what is trained.
     """
+    weights.check_encoder()
     copy_tokenizer(weights, folder)
     config = weights.config
     run = RunConfig(
@@ -76,13 +90,17 @@ def write(weights: Weights, folder: epath.Path, advance: Advance, *, name: str) 
         steps=1,
         initial_weights=weights.source,
     )
-    leaves = stacked(weights.tensors, config)
+    encoder = weights.encoder
+    leaves = stacked({n: t for n, t in weights.tensors.items() if n not in encoder}, config)
     orbax_arrays.save(
         folder / CHECKPOINTS / "0",
         {_MODEL + name: tensor for name, tensor in leaves.items()},
         advance,
         metadata={"next_row": 0, "config": record(run)},
     )
+    if config.vision is not None:
+        (folder / ENCODER).mkdir()
+        encoder_folder.write(encoder, config.vision, folder / ENCODER, advance)
     storage.write_whole(folder / RECORD, record(run))
 
 

@@ -4,6 +4,7 @@ Nothing is read before it is written, so that a conversion holds one tensor at a
 size of the model.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -11,11 +12,17 @@ import ml_dtypes
 import numpy as np
 
 from gemma_train.conversion.names import PADDING
-from gemma_train.errors import require
+from gemma_train.conversion.vision_names import ENCODER
+from gemma_train.errors import UserError, require
 from gemma_train.model.config import GemmaConfig
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": BFLOAT16, "float16": np.dtype(np.float16)}
+
+
+def dtype_name(dtype: np.dtype) -> str:
+    """Of one of `DTYPES`."""
+    return next(name for name, known in DTYPES.items() if known == dtype)
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,7 @@ class Tensor:
 
 
 Tensors = dict[str, Tensor]
+_IMAGES = (ENCODER, "soft_tokens/")  # our names of what sees them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +57,8 @@ class Weights:
     """A model where it is stored: its config, and its parameters by our names, layer by layer.
 
     Names are those of `names.py`: 'layers/3/attention/query'. `embedding/padding` may hold rows of
-    the table that are no part of the model. `left_out` are stored tensors that are none of ours.
+    the table that are no part of the model, `encoder/...` the frozen vision encoder. `left_out` are
+    stored tensors that are none of ours.
     """
 
     source: str
@@ -62,21 +71,63 @@ class Weights:
 
     @property
     def parameters(self) -> Tensors:
-        """The tensors that are part of the model."""
-        return {name: tensor for name, tensor in self.tensors.items() if name != PADDING}
+        """The tensors that are part of the model, and trained."""
+        others = (PADDING, ENCODER)
+        return {n: tensor for n, tensor in self.tensors.items() if not n.startswith(others)}
+
+    @property
+    def encoder(self) -> Tensors:
+        """The tensors of the vision encoder; none of a model that came without."""
+        return {n: tensor for n, tensor in self.tensors.items() if n.startswith(ENCODER)}
 
     @property
     def dtype(self) -> np.dtype:
-        """The dtype of every parameter. Raises `UserError` where they differ."""
-        dtypes = {name: tensor.dtype for name, tensor in self.tensors.items()}
-        first, dtype = next(iter(dtypes.items()))
-        for name, other in dtypes.items():
+        """The dtype of every parameter of the text. Raises `UserError` where they differ.
+
+        What sees images may have another, one in all of it: the gemma library keeps it in float32.
+        """
+        text, images = {}, {}
+        for name, tensor in self.tensors.items():
+            (images if name.startswith(_IMAGES) else text)[name] = tensor
+        if images:
+            self._one_dtype(images)
+        return self._one_dtype(text)
+
+    @property
+    def dtypes(self) -> str:
+        """In words: of the text and, where it is another, of what sees images."""
+        images = {tensor.dtype for n, tensor in self.tensors.items() if n.startswith(_IMAGES)}
+        others = ", ".join(str(dtype) for dtype in images - {self.dtype})
+        return str(self.dtype) + (f" (what sees images in {others})" if others else "")
+
+    def _one_dtype(self, tensors: Tensors) -> np.dtype:
+        first, dtype = next((name, tensor.dtype) for name, tensor in tensors.items())
+        for name, tensor in tensors.items():
             require(
-                other == dtype,
-                f"{self.source} mixes dtypes: {name} is {other}, {first} is {dtype}; make them one "
-                "with gemma-train convert --dtype",
+                tensor.dtype == dtype,
+                f"{self.source} mixes dtypes: {name} is {tensor.dtype}, {first} is {dtype}; make "
+                "them one with gemma-train convert --dtype",
             )
         return dtype
+
+    def text_alone(self) -> "Weights":
+        """The same model without what sees images, which is then among what is left out."""
+        images = tuple(name for name in self.tensors if name.startswith(_IMAGES))
+        return replace(
+            self,
+            config=replace(self.config, vision=None),
+            tensors={name: t for name, t in self.tensors.items() if name not in images},
+            left_out=self.left_out + images,
+        )
+
+    def check_encoder(self) -> None:
+        """Raise `UserError` for a model that sees images, but came without its encoder."""
+        if self.config.vision is not None and not self.encoder:
+            raise UserError(
+                f"{self.source} came without its vision encoder: put one in its folder encoder/ "
+                "(conversion.encoder.save_encoder), or write its text alone (--config with "
+                "model.vision None)"
+            )
 
     def cast(self, dtype: np.dtype) -> "Weights":
         """The same, every parameter in one dtype."""
@@ -121,6 +172,31 @@ def unstacked(leaves: Mapping[str, Tensor], config: GemmaConfig) -> Tensors:
             continue
         for repetition, tensor in enumerate(slices(leaf)):
             ours[f"layers/{repetition * length + int(place)}/{rest}"] = tensor
+    return ours
+
+
+def stacked_encoder(ours: Mapping[str, Tensor]) -> Tensors:
+    """By the paths of the encoder's own leaves: all its layers as one."""
+    groups: dict[str, list[Tensor]] = {}
+    for name, tensor in ours.items():
+        path = re.sub(r"^layers/\d+/", "layers/", name.removeprefix(ENCODER))
+        groups.setdefault(path, []).append(tensor)
+    return {
+        path: _stack(tensors) if path.startswith("layers/") else tensors[0]
+        for path, tensors in groups.items()
+    }
+
+
+def unstacked_encoder(leaves: Mapping[str, Tensor]) -> Tensors:
+    """The inverse of `stacked_encoder`."""
+    ours: Tensors = {}
+    for path, leaf in leaves.items():
+        kind, _, rest = path.partition("/")
+        if kind != "layers":
+            ours[ENCODER + path] = leaf
+            continue
+        for number, tensor in enumerate(slices(leaf)):
+            ours[f"{ENCODER}layers/{number}/{rest}"] = tensor
     return ours
 
 

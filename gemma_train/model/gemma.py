@@ -1,4 +1,4 @@
-"""Gemma 1, 2 and 3 (text): blocks, the scan over their repeating pattern, and the logits.
+"""Gemma 1, 2 and 3: blocks, the scan over their repeating pattern, and the logits.
 
 One file for every generation: they differ by the values of GemmaConfig. Layers repeat a pattern
 (five local, one global in Gemma 3); equal blocks of all repetitions are stacked and a scan runs
@@ -9,10 +9,10 @@ follows unrolled.
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
+from weakref import WeakKeyDictionary
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import reshard
@@ -23,9 +23,9 @@ from gemma_train.leaves import by_path
 from gemma_train.mesh import mesh_of
 from gemma_train.model.attention import Attention, LayerCache
 from gemma_train.model.config import ComputeConfig, GemmaConfig, Kind
-from gemma_train.model.image_inputs import checked_images, checked_pixels, images_of
+from gemma_train.model.image_inputs import checked_inputs, checked_pixels, images_of
 from gemma_train.model.layers import Embedding, FeedForward, rms_norm
-from gemma_train.model.packing import Places, checked, packing
+from gemma_train.model.packing import Places, packing
 from gemma_train.model.remat import rematerialised
 from gemma_train.model.siglip import Siglip, encode
 from gemma_train.model.soft_tokens import Images, SoftTokens
@@ -80,7 +80,18 @@ class Gemma(nnx.Module):
         self.final_norm = alone.scale("d")
         if config.vision is not None:
             self.soft_tokens = SoftTokens(alone)
-        self.encoder: Siglip | None = nnx.data(None)  # frozen; None in what is trained
+
+    @property
+    def encoder(self) -> Siglip | None:
+        """The frozen encoder that this very model came with: beside it, and no leaf of it.
+
+        What a transformation makes of a model has none: jax.tree.map, a gradient, a step.
+        """
+        return _ENCODERS.get(self)
+
+    @encoder.setter
+    def encoder(self, encoder: Siglip) -> None:
+        _ENCODERS[self] = encoder
 
     def __call__(
         self,
@@ -146,11 +157,14 @@ class Gemma(nnx.Module):
         the soft tokens of an image fill its positions in order. Runs on the mesh in force, or else
         on that of the parameters. Raises `UserError` for shapes, ids and images that cannot be.
         """
-        tokens_bt = np.asarray(tokens_bt) if not isinstance(tokens_bt, jax.Array) else tokens_bt
-        images = checked_images(self.config, tokens_bt.shape, image_embeddings, image_index_bt)
-        if images is not None:  # what stands in the place of a soft token is never looked up
-            tokens_bt = jnp.where(images[1] >= 0, 0, tokens_bt)
-        inputs = checked(self.config, tokens_bt, positions_bt, segment_ids_bt)
+        inputs, images = checked_inputs(
+            self.config,
+            tokens_bt,
+            positions_bt,
+            segment_ids_bt,
+            image_embeddings=image_embeddings,
+            image_index_bt=image_index_bt,
+        )
         with mesh_of(self):
             return _logits(self, *inputs, images)
 
@@ -169,6 +183,11 @@ class Gemma(nnx.Module):
     def parameters(self) -> dict[str, jax.Array]:
         """Every parameter by its path, such as 'pattern/0/attention/query' [l, d, n, h]."""
         return by_path(self)
+
+
+# Of models that came with one, for as long as they live. Among a model's own attributes it would be
+# trained, or kept alive by every program that was compiled for it.
+_ENCODERS: WeakKeyDictionary[Gemma, Siglip] = WeakKeyDictionary()
 
 
 @jax.jit

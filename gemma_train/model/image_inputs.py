@@ -8,8 +8,29 @@ from jax.sharding import reshard
 from gemma_train.axes import activation
 from gemma_train.errors import UserError, require
 from gemma_train.model.config import GemmaConfig
+from gemma_train.model.packing import checked
 from gemma_train.model.soft_tokens import Images
 from gemma_train.vision import VisionConfig
+
+
+def checked_inputs(
+    config: GemmaConfig,
+    tokens_bt: jax.typing.ArrayLike,
+    positions_bt: jax.typing.ArrayLike | None,
+    segment_ids_bt: jax.typing.ArrayLike | None,
+    *,
+    image_embeddings: jax.typing.ArrayLike | None,
+    image_index_bt: jax.typing.ArrayLike | None,
+) -> tuple[list[jax.Array | None], tuple[jax.Array, jax.Array] | None]:
+    """(`packing.checked` of the tokens, `checked_images` of the images).
+
+    Tokens in the place of soft ones become 0: they are never looked up, and no targets.
+    """
+    tokens_bt = np.asarray(tokens_bt) if not isinstance(tokens_bt, jax.Array) else tokens_bt
+    images = checked_images(config, tokens_bt.shape, image_embeddings, image_index_bt)
+    if images is not None:
+        tokens_bt = jnp.where(images[1] >= 0, 0, tokens_bt)
+    return checked(config, tokens_bt, positions_bt, segment_ids_bt), images
 
 
 def checked_pixels(config: GemmaConfig, pixels: jax.typing.ArrayLike) -> jax.Array:

@@ -65,10 +65,14 @@ class Siglip(nnx.Module):
 
         In the dtype of the parameters, but for norms and softmax, which are float32 inside.
         """
+        return _pooled(self.states(pixels), self.config)
+
+    def states(self, pixels: jax.Array) -> jax.Array:
+        """[images, patches, width] final normed states of the same, ahead of the pooling."""
         embedded = self.patches(pixels.astype(self.positions.dtype))
         x_ipe = embedded.reshape(len(pixels), *self.positions.shape) + self.positions[...]
         x_ipe, _ = jax.lax.scan(lambda x_ipe, layer: (layer(x_ipe), None), x_ipe, self.layers)
-        return _pooled(self.final_norm(x_ipe), self.config)
+        return self.final_norm(x_ipe)
 
 
 def _pooled(x_ipe: jax.Array, config: VisionConfig) -> jax.Array:

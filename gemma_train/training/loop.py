@@ -11,7 +11,7 @@ from gemma_train.conversion.load import open_weights
 from gemma_train.conversion.tensors import Weights
 from gemma_train.data.pipeline import batches, check
 from gemma_train.data.teacher_store.reading import TeacherStore
-from gemma_train.errors import asked_by
+from gemma_train.errors import asked_by, require
 from gemma_train.evaluation.held_out import HeldOutLoss, make_held_out_loss
 from gemma_train.mesh import is_leader, make_mesh
 from gemma_train.metrics.observer import Observer
@@ -44,6 +44,10 @@ def train(config: RunConfig, say: Callable[[str], None] = print) -> Outcome:
     The runtime has started. `say` is told of the teacher that the run learns from. Raises
     `UserError` for a mesh, folder, data or teacher that do not fit.
     """
+    require(
+        config.model.vision is None,
+        "model.vision is set, but no batch brings images yet: leave it None (text alone)",
+    )
     taught_by = open_teacher(config)
     mesh = make_mesh(config.mesh)
     check(config.data, config.model.vocabulary)

@@ -38,7 +38,7 @@ def as_nested(tree: Tree) -> Tree:
     return nested(leaves)
 
 
-def as_stacked(tree: Tree, length: int) -> Tree:
+def as_stacked(tree: Tree, length: int, layers: int = CUT.layers) -> Tree:
     """Layers that stand in one place of the pattern as one array, by repetition."""
     stacked: Tree = {}
     for name, leaves in tree.items():
@@ -49,7 +49,7 @@ def as_stacked(tree: Tree, length: int) -> Tree:
         if int(number) < length:
             alike = [
                 tree[f"transformer/layer_{layer}/{rest}"]
-                for layer in range(int(number), CUT.layers, length)
+                for layer in range(int(number), layers, length)
             ]
             stacked[f"transformer/stacked_layers/attention_type_{number}/{rest}"] = {
                 last: np.stack([one[last] for one in alike]) for last in leaves

@@ -12,7 +12,8 @@ from gguf.constants import MODEL_ARCH, MODEL_TENSOR, MODEL_TENSORS, TENSOR_NAMES
 from sentencepiece import sentencepiece_model_pb2
 
 from gemma_train.conversion import gguf_file
-from gemma_train.conversion.names import PADDING, parameters, shape_of
+from gemma_train.conversion.names import PADDING, parameters
+from gemma_train.conversion.place import shape_of
 from gemma_train.conversion.tensors import BFLOAT16, DTYPES, Tensor, Weights
 from gemma_train.errors import UserError
 from gemma_train.model import sizes

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from gemma_train.conversion import huggingface
+from gemma_train.conversion import safetensors_files
 from gemma_train.conversion.convert import convert_weights
 from gemma_train.conversion.huggingface_config import write_config
 from gemma_train.conversion.load import open_weights
@@ -106,7 +106,7 @@ def test_padded_rows_leave_the_model_and_come_back_byte_for_byte_through_a_run(t
 
 
 def test_shards_are_written_with_an_index_that_names_every_tensor(tmp_path, monkeypatch):
-    monkeypatch.setattr(huggingface, "_SHARD_BYTES", 20_000)
+    monkeypatch.setattr(safetensors_files, "_SHARD_BYTES", 20_000)
     target = through(str(FIXTURES / "gemma2_gqa"), tmp_path, "hf")
     index = json.loads((target / INDEX).read_text())
     files = sorted(target.glob("*.safetensors"))
@@ -121,39 +121,6 @@ def test_shards_are_written_with_an_index_that_names_every_tensor(tmp_path, monk
 def test_weights_may_be_read_by_whoever_may_read_the_config(tmp_path):
     target = through(str(FIXTURES / "gemma2_gqa"), tmp_path, "hf")
     assert len({file.stat().st_mode for file in target.iterdir()}) == 1
-
-
-FAMILIES = {
-    "Hub": ("language_model.", "", "vision_tower.vision_model.", "language_model.lm_head.weight"),
-    "in memory": ("model.language_model.", "model.", "model.vision_tower.", "lm_head.weight"),
-    "transformers 5": ("language_model.", "", "vision_tower.", "lm_head.weight"),
-}
-
-
-@pytest.mark.parametrize("shards", [1, 2])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_multimodal_folder_gives_its_text_model_by_any_family_of_names(family, shards, tmp_path):
-    text, rest, vision, head = FAMILIES[family]
-    config = miniature("GEMMA3_4B")
-    arrays = random_tensors(config, 3, BFLOAT16)
-    cut = "model." if text.startswith("model.") else ""
-    named = {text + name.removeprefix(cut): array for name, array in arrays.items()}
-    of_images = (
-        f"{vision}embeddings.patch_embedding.weight",
-        f"{vision}encoder.layers.0.self_attn.q_proj.bias",
-        f"{rest}multi_modal_projector.mm_input_projection_weight",
-    )
-    left_out = {name: np.ones((4, 10), np.float32) for name in of_images}
-    whole = {**named, **left_out, head: arrays["model.embed_tokens.weight"]}
-    parts = halves(whole) if shards == 2 else (whole,)
-    keys = write_config(config, "float32", rows=config.vocabulary)
-    whole_config = {"model_type": "gemma3", "text_config": keys, "vision_config": {}}
-    source = write_folder(tmp_path / "source", whole_config, *parts)
-    weights = open_weights(source)
-    assert weights.config == config
-    assert set(weights.left_out) == set(left_out)
-    target = through(source, tmp_path, "hf")
-    assert stored(target) == {n: (a.dtype, a.shape, a.tobytes()) for n, a in arrays.items()}
 
 
 @pytest.fixture

@@ -15,10 +15,11 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from gemma_train.conversion import convert_weights, huggingface, open_weights, orbax_arrays
+from gemma_train.conversion import convert_weights, open_weights, orbax_arrays, safetensors_files
 from gemma_train.conversion.huggingface_config import write_config
 from gemma_train.conversion.mapping import from_ours
-from gemma_train.conversion.names import parameters, shape_of
+from gemma_train.conversion.names import parameters
+from gemma_train.conversion.place import shape_of
 from gemma_train.conversion.tensors import BFLOAT16, Tensor, Weights, stacked
 from gemma_train.model import GemmaConfig
 from gemma_train.model.sizes import (
@@ -58,7 +59,7 @@ class Ledger:
 @pytest.mark.parametrize("format", ["hf", "gemma", "run"])
 def test_what_was_written_is_let_go(format, tmp_path, monkeypatch):
     parcel = 10_000
-    monkeypatch.setattr(huggingface, "_SHARD_BYTES", parcel)
+    monkeypatch.setattr(safetensors_files, "_SHARD_BYTES", parcel)
     monkeypatch.setattr(orbax_arrays, "_PARCEL_BYTES", parcel)
     weights, ledger = open_weights(str(FIXTURE)), Ledger()
     watched = {name: ledger.watched(tensor) for name, tensor in weights.tensors.items()}

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from gemma_train.conversion.names import parameters, shape_of
+from gemma_train.conversion.names import parameters
+from gemma_train.conversion.place import shape_of
 from gemma_train.model import sizes
 from gemma_train.model.config import GemmaConfig
 
