@@ -21,7 +21,8 @@ from gemma_train.errors import UserError
 USAGE = """usage: gemma-train VERB ...
 
   tokenizer RECIPE     train the tokenizer that a recipe of data_recipes/ describes
-  prepare RECIPE       turn a recipe's texts into token datasets
+  embed RECIPE         encode a recipe's images, once and ahead of training
+  prepare RECIPE       turn a recipe's texts, and places of images, into token datasets
   train CONFIG         pretrain: run a config of configs/, or go on where it stopped
   teacher CONFIG       run a config's teacher over its rows, and store what it says
   plan CONFIG          compile a config's step for a TPU pod: memory, traffic, days, cost
@@ -71,6 +72,10 @@ def _verb(name: str) -> Callable[[list[str]], int | None]:
             from gemma_train.commands import tokenizer
 
             return lambda words: tokenizer.run(_parse(tokenizer.TokenizerArguments, words, name))
+        case "embed":
+            from gemma_train.commands import embed
+
+            return lambda words: embed.run(_parse(embed.EmbedArguments, words, name))
         case "prepare":
             from gemma_train.commands import prepare
 

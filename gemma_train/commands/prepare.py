@@ -14,7 +14,10 @@ from gemma_train.errors import require
 # `recipe` is positional on the command line.
 @dataclass(frozen=True, kw_only=True)
 class PrepareArguments:
-    """Turn a recipe's texts into token datasets; train its tokenizer first if it is missing."""
+    """Turn a recipe's texts into token datasets; train its tokenizer first if it is missing.
+
+    Where it has images, run gemma-train embed before: here they get their places among the tokens.
+    """
 
     recipe: str  # the recipe file, such as data_recipes/quickstart.py
     threads: int = os.cpu_count() or 1  # threads that tokenise; the result does not depend on it
@@ -53,7 +56,8 @@ def run(arguments: PrepareArguments) -> None:
 def _summary(folder: str, description: Description) -> str:
     """Totals, in one line."""
     tokens, size = description.total("tokens"), description.total("bytes")
+    images = f"{description.total('images'):,} images, " if description.image else ""
     return (
-        f"{folder}: {tokens:,} tokens of {description.total('documents'):,} documents, "
+        f"{folder}: {tokens:,} tokens of {description.total('documents'):,} documents, {images}"
         f"{size / tokens:.2f} bytes a token, {tokens * 4 / 1e6:,.1f} MB on disk"
     )
