@@ -6,14 +6,13 @@ from dataclasses import dataclass
 
 import jax
 
-from gemma_train.conversion.encoder import load_encoder
 from gemma_train.data.images.store import EmbeddingStore, verify
 from gemma_train.data.recipe import load_recipe
 from gemma_train.errors import require
 from gemma_train.mesh import MeshConfig, make_mesh, start_runtime
 from gemma_train.metrics.wording import byte_count
 from gemma_train.stages.embed import Pace, embed
-from gemma_train.stages.encoder import encoder_folder, head_of
+from gemma_train.stages.encoder import recipe_encoder
 
 
 # `recipe` is positional on the command line.
@@ -41,20 +40,19 @@ def run(arguments: EmbedArguments) -> None:
     recipe = load_recipe(arguments.recipe)
     began = time.monotonic()
     start_runtime(MeshConfig())
-    name = encoder_folder(recipe)
     pace = Pace(
         threads=arguments.threads,
         batch_images=arguments.batch_images,
         shard_images=arguments.shard_images,
     )
     with jax.set_mesh(make_mesh(MeshConfig(data=jax.device_count()))):
-        encoder = load_encoder(name)
-        embed(recipe, encoder, head_of(encoder, name), pace)
+        embed(recipe, *recipe_encoder(recipe), pace)
     store = EmbeddingStore(recipe.image_folder)
     size = len(store) * store.head.record_bytes
     print(
         f"{store.folder}: {len(store):,} pictures, each {store.head.tokens} x {store.head.width} "
-        f"bfloat16, {byte_count(size)}, of encoder {store.head.encoder_sha256[:12]}..."
+        f"bfloat16, {byte_count(size)}; of encoder {store.head.encoder_sha256[:12]}..., "
+        f"{store.head.encoder}, which is kept beside them"
     )
     if arguments.verify:
         verify(store.folder)

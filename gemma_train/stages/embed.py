@@ -35,6 +35,7 @@ from gemma_train.errors import require
 from gemma_train.metrics.byte_progress import Advance, progress
 from gemma_train.metrics.wording import byte_count
 from gemma_train.model.siglip import Siglip, encode
+from gemma_train.stages.encoder import keep_encoder
 
 Say = Callable[[str], None]
 
@@ -64,6 +65,7 @@ def embed(recipe: Recipe, encoder: Siglip, head: Head, pace: Pace, say: Say = pr
     missing = found.keys() - there
     _check_disk(folder, len(found), files, len(missing), head, say)
     write_head(folder, head)
+    keep_encoder(encoder, head, folder)
     if missing:
         skipped = _write(recipe, missing, encoder, head, pace)
     for name, one in skipped.items():

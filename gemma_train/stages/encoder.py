@@ -1,6 +1,8 @@
-"""The frozen image encoder that a recipe names: weights in a folder, or small random ones."""
+"""The frozen image encoder of a recipe: weights in a folder, or small random ones.
 
-from collections.abc import Callable
+A store keeps its own beside the embeddings, to a thousandth of whose size it comes: whoever has the
+store can show a trained model another image, and export it.
+"""
 
 from flax import nnx
 
@@ -10,13 +12,13 @@ from gemma_train.data.images.store import Head
 from gemma_train.data.recipe import RandomEncoder, Recipe
 from gemma_train.errors import UserError, require
 from gemma_train.model.siglip import Siglip
+from gemma_train.run_files import ENCODER
 
 
-def encoder_folder(recipe: Recipe, say: Callable[[str], None] = print) -> str:
-    """The folder of the recipe's encoder; a random one is drawn and saved where it is missing.
+def recipe_encoder(recipe: Recipe) -> tuple[Siglip, Head]:
+    """The encoder on the mesh in force, and what a store says of it.
 
-    Raises `UserError` for a recipe of text alone, and for a folder whose encoder is not the random
-    one that the recipe asks for.
+    Raises `UserError` for a recipe of text alone, and for a folder without an encoder.
     """
     if recipe.images is None:
         raise UserError(
@@ -24,34 +26,36 @@ def encoder_folder(recipe: Recipe, say: Callable[[str], None] = print) -> str:
             "images=ImageEncoding(encoder=...)"
         )
     asked = recipe.images.encoder
-    if isinstance(asked, str):
-        return asked
-    folder = f"{recipe.folder}/encoder"
-    drawn = _drawn(asked)
-    if not storage.path(folder).exists():
-        storage.path(recipe.folder).mkdir(parents=True, exist_ok=True)
-        save_encoder(drawn, folder)
-        say(f"{folder}: an encoder with random weights, of seed {asked.seed}")
-    there, here = encoder_sha256(load_encoder(folder)), encoder_sha256(drawn)
-    require(
-        there == here,
-        f"images.encoder: {folder!r} holds encoder {there[:12]}..., and this RandomEncoder is "
-        f"{here[:12]}...: remove that folder, or name it as the encoder",
-    )
-    return folder
+    if isinstance(asked, RandomEncoder):
+        encoder = Siglip(asked.vision, nnx.Rngs(asked.seed))
+        return encoder, head_of(encoder, f"random weights of seed {asked.seed}")
+    encoder = load_encoder(asked)
+    return encoder, head_of(encoder, asked)
 
 
-def head_of(encoder: Siglip, folder: str) -> Head:
+def head_of(encoder: Siglip, name: str) -> Head:
     """What a store says of the encoder that made it."""
     config = encoder.config
     return Head(
         encoder_sha256=encoder_sha256(encoder),
-        encoder=folder,
+        encoder=name,
         side=config.side,
         tokens=config.tokens,
         width=config.width,
     )
 
 
-def _drawn(asked: RandomEncoder) -> Siglip:
-    return Siglip(asked.vision, nnx.Rngs(asked.seed))
+def keep_encoder(encoder: Siglip, head: Head, store: str) -> None:
+    """Put the encoder into its store, where it is missing.
+
+    Raises `UserError` where the one that is there is another, or damaged.
+    """
+    folder = f"{store}/{ENCODER}"
+    if not storage.path(folder).exists():
+        return save_encoder(encoder, folder)
+    there = encoder_sha256(load_encoder(folder))
+    require(
+        there == head.encoder_sha256,
+        f"{folder!r} holds encoder {there[:12]}..., and the embeddings beside it are of "
+        f"{head.encoder_sha256[:12]}...: remove {folder!r} and run gemma-train embed again",
+    )

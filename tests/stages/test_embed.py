@@ -1,6 +1,7 @@
 """Images to embeddings: each once, exactly what the encoder says, and wrong ones named."""
 
 import io
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from flax import nnx
 from PIL import Image
 
 from gemma_train import storage
+from gemma_train.conversion.encoder import encoder_sha256, load_encoder, save_encoder
 from gemma_train.data.images.decoding import ImageLimits, decoded, pixels, resized
 from gemma_train.data.images.store import DTYPE, EmbeddingStore, finished_shards, image_key, verify
 from gemma_train.data.images.views import PanAndScan, views
@@ -19,7 +21,7 @@ from gemma_train.errors import UserError
 from gemma_train.model.siglip import Siglip, encode
 from gemma_train.stages import embed as stage
 from gemma_train.stages.embed import Pace, embed
-from gemma_train.stages.encoder import encoder_folder, head_of
+from gemma_train.stages.encoder import head_of, recipe_encoder
 from gemma_train.vision import VisionConfig
 
 SMALL = VisionConfig(side=8, patch=4, width=8, layers=1, heads=2, hidden=8, tokens=4)
@@ -80,7 +82,8 @@ def run(recipe: Recipe, encoder: Siglip, pace: Pace = PACE) -> list[str]:
 
 
 def files(folder: str) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in Path(folder).iterdir()}
+    found = (file for file in Path(folder).rglob("*") if file.is_file())
+    return {file.name: file.read_bytes() for file in found}
 
 
 @pytest.fixture
@@ -272,19 +275,23 @@ def test_an_encoder_whose_numbers_are_none_is_refused(photos, encoder):
         run(recipe_of(photos), damaged)
 
 
-def test_a_random_encoder_is_drawn_once_and_another_is_refused(photos):
-    recipe, said = recipe_of(photos), []
-    folder = encoder_folder(recipe, said.append)
-    assert (folder, len(said)) == (f"{recipe.folder}/encoder", 1)
-    assert "random weights, of seed 0" in said[0]
-    before = files(folder)
-    assert encoder_folder(recipe, said.append) == folder
-    assert (len(said), files(folder)) == (1, before)
-    other = replace(recipe, images=ImageEncoding(encoder=RandomEncoder(vision=SMALL, seed=1)))
-    with pytest.raises(UserError, match=r"images.encoder: .* holds encoder .*: remove that folder"):
-        encoder_folder(other)
-    named = replace(recipe, images=ImageEncoding(encoder=folder))
-    assert encoder_folder(named) == folder
+def test_a_store_keeps_its_encoder_and_notices_another(photos, encoder):
+    recipe = recipe_of(photos)
+    drawn, head = recipe_encoder(recipe)
+    assert head.encoder == "random weights of seed 0"
+    run(recipe, drawn)
+    kept = f"{recipe.image_folder}/encoder"
+    assert encoder_sha256(load_encoder(kept)) == head.encoder_sha256
+    named = replace(recipe, images=ImageEncoding(encoder=kept))
+    again, same = recipe_encoder(named)
+    assert (same.encoder_sha256, same.encoder) == (head.encoder_sha256, kept)
+    run(named, again)
+    shutil.rmtree(kept)
+    run(recipe, drawn)  # it comes back
+    shutil.rmtree(kept)
+    save_encoder(jax.tree.map(lambda leaf: leaf + 1, drawn), kept)
+    with pytest.raises(UserError, match=r"encoder' holds encoder .*: remove '.*/encoder' and run"):
+        run(recipe, drawn)
 
 
 def test_a_recipe_without_images_is_refused(photos):
@@ -293,4 +300,4 @@ def test_a_recipe_without_images_is_refused(photos):
     text = TextSource(name="text", files=("a",), licence="CC0-1.0")
     recipe = Recipe(name="made", folder="out", tokenizer="none", sources=(text,))
     with pytest.raises(UserError, match="recipe 'made' has no images: add an ImageTextSource"):
-        encoder_folder(recipe)
+        recipe_encoder(recipe)

@@ -3,6 +3,7 @@
     embeddings-00000.bin    records end to end, all of one size: [tokens, width] bfloat16
     embeddings-00000.keys   of each record 32 bytes of the image's SHA-256 and 4 of its own CRC-32
     store.json              the `Head`: the encoder that made them, written first
+    encoder/                that encoder
 
 Records of one size and no compression, which would save a fifth (design/data.md 1.9): a record is
 one read at a known place. A shard is whole or absent: its keys are written last.
@@ -35,7 +36,7 @@ class Head:
     """What made the embeddings of a store, and their shape."""
 
     encoder_sha256: Name  # of the encoder's parameters
-    encoder: Name  # the folder of its weights, as it was named
+    encoder: Name  # the folder of its weights, as it was named, or what they are
     side: Positive  # pixels that images were resized to
     tokens: Positive  # soft tokens of an image
     width: Positive  # of an embedding
