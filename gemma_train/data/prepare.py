@@ -18,13 +18,12 @@ from dataclasses import asdict, dataclass
 from etils import epath
 
 from gemma_train import storage
-from gemma_train.data.document import Document, Skipped, joined_texts
+from gemma_train.data.document import Document, Skipped
 from gemma_train.data.image_sources import refuse_image
-from gemma_train.data.images.decoding import BadImage, decoded
-from gemma_train.data.images.markup import Markup
-from gemma_train.data.images.store import EmbeddingStore
-from gemma_train.data.images.views import View, views, worded
-from gemma_train.data.recipe import ImageTextSource, RandomEncoder, Recipe, Source
+from gemma_train.data.images.decoding import BadImage
+from gemma_train.data.images.views import View
+from gemma_train.data.recipe import ImageTextSource, Recipe, Source
+from gemma_train.data.recipe_images import RecipeImages
 from gemma_train.data.shards import (
     SIDECAR,
     Description,
@@ -77,7 +76,7 @@ def prepare(
     `UserError` for a source without documents and for a disk that is or would be full.
     """
     folder = storage.path(recipe.folder)
-    images = Images.of(recipe, tokenizer)
+    images = RecipeImages.of(recipe, tokenizer)
     files = [source_files(source) for source in recipe.sources]
     pairs = [*zip(recipe.sources, files, strict=True)]
     text = sum(estimated_bytes(*pair) for pair in pairs)
@@ -89,7 +88,7 @@ def prepare(
         parts = {part: _Part(folder / part, recipe, span) for part in (TRAIN, HELD_OUT)}
         for source, found in pairs:
             skipped = Skipped()
-            ready = _ready(documents(source, found, skipped), source, images, skipped)
+            ready = _ready(documents(source, found, skipped), source, images, skipped, folder)
             for chunk in _chunks(ready, _CHUNK_BYTES * threads):
                 _add(chunk, parts, source, tokenizer, images, threads)
                 advance(sum(one.read for one in chunk))
@@ -105,56 +104,6 @@ def prepare(
     return prepared(recipe, tokenizer)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Images:
-    """What a recipe's images stand for: their embeddings, and their places among the tokens."""
-
-    recipe: Recipe
-    store: EmbeddingStore
-    markup: Markup
-
-    @classmethod
-    def of(cls, recipe: Recipe, tokenizer: Tokenizer) -> "Images | None":
-        """None for a recipe of text alone.
-
-        Raises `UserError` where nothing was embedded, or by another encoder, and where the
-        tokenizer has no pieces for an image's ends.
-        """
-        if recipe.images is None:
-            return None
-        store = EmbeddingStore(recipe.image_folder)
-        if isinstance(encoder := recipe.images.encoder, RandomEncoder):
-            for name in ("side", "tokens", "width"):
-                there, here = getattr(store.head, name), getattr(encoder.vision, name)
-                require(
-                    there == here,
-                    f"image embeddings {store.folder!r} have {name} {there:,}, the recipe's "
-                    f"images.encoder.vision.{name} is {here:,}: name another images.folder",
-                )
-        return cls(recipe=recipe, store=store, markup=Markup.of(tokenizer, store.head.tokens))
-
-    def placed(self, document: Document, source: ImageTextSource) -> list[str | View]:
-        """The document's parts, for each image what stands for it.
-
-        Raises `BadImage`, and `UserError` for an image that was not embedded and could have been.
-        """
-        assert self.recipe.images is not None
-        parts: list[str | View] = []
-        for part in document.parts:
-            if isinstance(part, str):
-                parts.append(part)
-                continue
-            found = views(part, source.limits, self.recipe.images.pan_and_scan)
-            if any(view.key not in self.store for view in found):
-                decoded(part, source.limits)
-                raise UserError(
-                    f"{document.place}: an image has no embeddings in {self.store.folder!r}: run "
-                    "gemma-train embed with this recipe, and then prepare"
-                )
-            parts += worded(found)
-        return joined_texts(parts)
-
-
 @dataclass(frozen=True, slots=True)
 class _Ready:
     """A document whose images are known: what is left to do is to tokenise it."""
@@ -167,19 +116,25 @@ class _Ready:
 
 
 def _ready(
-    found: Iterator[Document], source: Source, images: Images | None, skipped: Skipped
+    found: Iterator[Document],
+    source: Source,
+    images: RecipeImages | None,
+    skipped: Skipped,
+    folder: epath.Path,
 ) -> Iterator[_Ready]:
     """Documents without those that have an image which is not taken."""
     for document in found:
         parts = [*document.parts]
+        part = HELD_OUT if is_held_out(document.content, source) else TRAIN
         if images is not None and isinstance(source, ImageTextSource):
             try:
                 parts = images.placed(document, source)
+                if part == HELD_OUT:
+                    images.keep_pictures(document, source, str(folder / HELD_OUT))
             except BadImage as reason:
                 refuse_image(source, skipped, document.place, reason)
                 continue
         read = document.size + sum(map(len, document.images))
-        part = HELD_OUT if is_held_out(document.content, source) else TRAIN
         yield _Ready(parts, part, document.size, len(document.text), read)
 
 
@@ -188,7 +143,7 @@ def _add(
     parts: "dict[str, _Part]",
     source: Source,
     tokenizer: Tokenizer,
-    images: Images | None,
+    images: RecipeImages | None,
     threads: int,
 ) -> None:
     """Tokenise documents together, and write each to its part."""

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gemma_train.data import recipe_images
 from gemma_train.data.images.decoding import ImageLimits
+from gemma_train.data.images.pictures import kept_picture
 from gemma_train.data.images.store import DTYPE, Head, image_key, write_head, write_shard
 from gemma_train.data.images.views import PanAndScan, views
 from gemma_train.data.prepare import HELD_OUT, TRAIN, prepare, prepared
@@ -258,3 +260,19 @@ def test_a_tokenizer_learns_from_captions(recipe, tokenizer, write):
 
     write(["A cat:", picture(1), "It sleeps."], ["no image"])
     assert list(training_texts(recipe.sources, 10_000)) == ["A cat:It sleeps.", "no image"]
+
+
+def test_the_first_held_out_pictures_are_kept(recipe, tokenizer, write, tmp_path, monkeypatch):
+    monkeypatch.setattr(recipe_images, "PICTURES", 3)
+    pictures = [picture(seed, (9, 200)) for seed in range(12)]
+    write(*[[content, "a picture"] for content in pictures])
+    held_out = replace(recipe, sources=(replace(recipe.sources[0], held_out_fraction=0.5),))
+    embedded(held_out, *pictures)
+    prepare(held_out, tokenizer, threads=1, report=lambda _: None)
+    folder = f"{tmp_path}/out/{HELD_OUT}"
+    dataset = TokenDataset(folder)
+    keys = [image for _, image in dataset.read(0, len(dataset))[2].tolist()]
+    found = [kept_picture(folder, key).exists() for key in keys]
+    assert found == [True] * 3 + [False] * (len(keys) - 3) and len(keys) > 3
+    with Image.open(kept_picture(folder, keys[0])) as kept:
+        assert kept.size == (4, 96)
