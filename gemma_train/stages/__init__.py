@@ -1,1 +1,1 @@
-"""Stages of a Gemma's life, each a function that makes or changes a RunConfig."""
+"""Stages of a Gemma's life: functions that make or change a RunConfig; images embedded ahead."""
