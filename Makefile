@@ -13,8 +13,10 @@ train bench: export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.mmap_m
 
 .PHONY: train test check format bench plan-all clean
 
-train: $(READY)  ## prepare text, pretrain a small Gemma 3 on it, sample from it, draw its curves
+train: $(READY)  ## prepare text and images, pretrain a small Gemma 3 on them, sample, draw its curves
 	$(RUN)/gemma-train prepare data_recipes/quickstart.py
+	$(RUN)/gemma-train embed data_recipes/quickstart_images.py
+	$(RUN)/gemma-train prepare data_recipes/quickstart_images.py
 	$(RUN)/gemma-train train configs/quickstart.py
 	$(RUN)/gemma-train sample runs/quickstart --prompt "def __init__(self" --prompt "import os" --save
 	$(RUN)/gemma-train report runs/quickstart
@@ -35,6 +37,7 @@ bench: $(READY)  ## the benchmarks behind the performance claims
 	$(RUN)/python benchmarks/cpu_step.py
 	$(RUN)/python -m benchmarks.distillation
 	$(RUN)/python benchmarks/data.py
+	$(RUN)/python -m benchmarks.images
 
 plan-all: $(READY)  ## the gates on the meshes of the Gemma 3 report, then docs/pods.md's tables: hours
 	$(RUN)/python -m pytest -m slow tests/compile
