@@ -23,7 +23,7 @@ class EmbedArguments:
     Killed, it goes on where it was; images that are added later are added.
     """
 
-    recipe: str  # the recipe file, such as data_recipes/digits.py
+    recipe: str  # the recipe file, such as data_recipes/quickstart_images.py
     threads: int = os.cpu_count() or 1  # threads that decode; the result does not depend on it
     batch_images: int = 32  # images encoded together; last bits may depend on it
     shard_images: int = 256  # images written together: what a kill costs at most

@@ -52,10 +52,11 @@ class Pace:
 def embed(recipe: Recipe, encoder: Siglip, head: Head, pace: Pace, say: Say = print) -> None:
     """Write the embeddings that the recipe's store lacks. The mesh is in force.
 
-    Raises `UserError` for a store of another encoder, for a disk that has no room, and for an image
-    that is not taken where its source refuses it.
+    Raises `UserError` for a store of another encoder or in a bucket, for a disk that has no room,
+    and for an image that is not taken where its source refuses it.
     """
     folder = recipe.image_folder
+    require("://" not in folder, f"images.folder {folder!r} must be local: name one, or mount it")
     there = set()
     if (storage.path(folder) / SIDECAR).exists():
         write_head(folder, head)  # another encoder's is refused before anything is read

@@ -269,6 +269,12 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(photos, encod
     assert not Path(recipe.image_folder).exists()
 
 
+def test_a_store_in_a_bucket_is_refused_at_once(photos, encoder):
+    recipe = replace(recipe_of(photos), folder="gs://bucket/made")
+    with pytest.raises(UserError, match="images.folder 'gs://bucket/made/images' must be local"):
+        run(recipe, encoder)
+
+
 def test_an_encoder_whose_numbers_are_none_is_refused(photos, encoder):
     damaged = jax.tree.map(lambda leaf: leaf * np.nan, encoder)
     with pytest.raises(UserError, match="numbers that are not finite for image"):
