@@ -23,16 +23,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from gemma import gm
 from gemma.gm.ckpts import _checkpoint as layouts
 from gemma.gm.nn.config import AttentionType, TransformerConfig
+from gemma.gm.nn.vision._vision import VisionExit
+from gemma.gm.nn.vision._vision_utils import ViTModel
 
 from gemma_train.conversion.convert import convert_weights
 from gemma_train.conversion.load import load_model, open_weights
 from gemma_train.conversion.mapping import from_ours, to_ours
+from gemma_train.conversion.names import parameters
 from gemma_train.conversion.tensors import BFLOAT16, Tensor
 from gemma_train.model import Gemma, GemmaConfig, sizes
+from gemma_train.model.config import VisionConfig
 from tests.conversion.test_names import published
 from tests.tolerances import TOLERANCES, assert_close
 
@@ -48,6 +52,7 @@ PUBLISHED = {
     "GEMMA3_27B": gm.nn.Gemma3_27B,
 }
 TOKENS, LENGTH = 96, 24
+NEWLINES, START, END = 108, 255_999, 256_000  # what the library writes around an image
 
 Tree = dict[str, Any]
 
@@ -223,6 +228,101 @@ def check_library_model(name: str, dtype: Any, folder: Path) -> None:
     )
 
 
+def seeing() -> tuple[TransformerConfig, GemmaConfig]:
+    """A small Gemma 3 4B that sees images, with room for the library's markers of them."""
+    theirs, ours = small("GEMMA3_4B")
+    vision = VisionConfig(side=24, patch=4, width=24, layers=2, heads=3, hidden=20, tokens=9)
+    encoder = dataclasses.replace(
+        gm.nn.Gemma3_4B.config.vision_encoder,
+        siglip_encoder=ViTModel(
+            patch_size=(4, 4),
+            width=vision.width,
+            depth=vision.layers,
+            mlp_dim=vision.hidden,
+            num_heads=vision.heads,
+        ),
+        siglip_exit=VisionExit(output_length=vision.tokens),
+        num_mm_tokens_per_image_prepool=vision.patches,
+        num_mm_tokens_per_image=vision.tokens,
+        image_height=vision.side,
+        image_width=vision.side,
+    )
+    sizes_of_both = {"num_embed": END + 1, "sliding_window_size": 10}
+    theirs = dataclasses.replace(theirs, vision_encoder=encoder, **sizes_of_both)
+    return theirs, dataclasses.replace(ours, vision=vision, vocabulary=END + 1, window=10)
+
+
+def written_out(tokens: np.ndarray, images: int) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens with each start of an image as the library writes it, the image of each)."""
+    found, index = [], []
+    for token in tokens:
+        if token == START:
+            image = max(index, default=-1) + 1
+            found += [NEWLINES, START, *[0] * 9, END, NEWLINES]
+            index += [-1, -1, *[image] * 9, -1, -1]
+        else:
+            found.append(token)
+            index.append(-1)
+    assert max(index) + 1 == images
+    return np.array([found]), np.array([index])
+
+
+def check_vision(dtype: Any, folder: Path) -> None:
+    """One that sees images: read in each layout, from pixels to logits, and written back."""
+    theirs, ours = seeing()
+    random = np.random.default_rng(2)
+    params = random_params(theirs, dtype)
+
+    def kept(name: str, leaf: jax.Array) -> jax.Array:
+        if name.endswith("input_embedding"):  # drawn as of so many rows
+            return leaf * 50
+        # The library keeps what sees images in float32.
+        return leaf.astype(jnp.float32) if "vision_encoder/" in name or "mm_" in name else leaf
+
+    leaves = flatten_dict(params, sep="/")
+    params = unflatten_dict({name: kept(name, leaf) for name, leaf in leaves.items()}, sep="/")
+    pixels = random.integers(0, 256, (2, 24, 24, 3), np.uint8)
+    tokens = np.array([2, 10, 7, START, 20, 21, START, 30, 5, 9])
+    model = gm.nn.Transformer(config=theirs, dtype=jnp.float32)
+    wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
+    expected = model.apply({"params": wide}, jnp.asarray(tokens[None]), images=pixels[None]).logits
+    whole, index = written_out(tokens, 2)
+    text = np.flatnonzero(tokens != START)
+    places = text + 12 * np.cumsum(tokens == START)[text]
+    for layout, tree in LAYOUTS.items():
+        path = folder / layout
+        gm.ckpts.save_params(tree(params, len(ours.pattern)), path, wait_until_finished=True)
+        loaded = load_model(str(path), config=ours)
+        given = loaded.encode_images(np.float32(pixels) / 127.5 - 1)
+        found = loaded.logits(whole, image_embeddings=given, image_index_bt=index)
+        found, wanted = np.asarray(found)[0, places], np.asarray(expected)[0, text]
+        off = error(found, wanted, f"images from {layout}")
+        blank = loaded.logits(whole, image_embeddings=given * 0, image_index_bt=index)
+        moved = np.abs(np.asarray(blank)[0, places] - wanted).max()
+        assert moved > 0.01 * np.abs(wanted).max(), "images do not matter"
+    convert_weights(open_weights(str(folder / "FLAT"), ours), str(folder / "ours"), "gemma")
+    assert_same(gm.ckpts.load_params(folder / "ours"), params, "images, written by us")
+    print(
+        f"images, text in {np.dtype(dtype)}: {', '.join(LAYOUTS)} read, logits differ by {off} of "
+        "the largest; our FLAT loaded by the library, bit for bit"
+    )
+
+
+def check_vision_shapes(name: str) -> None:
+    """The library's FLAT names and shapes of a published size with images are those we write."""
+    flat = layouts._nested_to_flat(abstract_params(PUBLISHED[name]()))
+    theirs = {"/".join(key): leaf.shape for key, leaf in flatten_dict(flat).items()}
+    config = dataclasses.replace(getattr(sizes, name), vision=sizes.SO400M)
+    tensors = {
+        each: Tensor(row.shape, BFLOAT16, lambda: np.empty(0))
+        for row in parameters(config)
+        for each in row.names
+    }
+    ours = from_ours(tensors, config, "gemma")
+    assert {key: tensor.shape for key, tensor in ours.items()} == theirs, name
+    print(f"{name} with images: {len(theirs)} FLAT arrays have the library's names and shapes")
+
+
 def check_fixture(name: str, folder: Path) -> None:
     """A model of transformers: our FLAT, loaded by the library, gives transformers' logits."""
     source = str(FIXTURES / name)
@@ -243,12 +343,17 @@ def main() -> None:
     print(", ".join(versions), f"; tolerance {TOLERANCES['deep fp32']:g}")
     for name in PUBLISHED:
         check_shapes(name)
+    for name in ("GEMMA3_4B", "GEMMA3_12B", "GEMMA3_27B"):
+        check_vision_shapes(name)
     with tempfile.TemporaryDirectory() as root:
         for name in PUBLISHED:
             for dtype in (jnp.float32, jnp.bfloat16):
                 check_library_model(name, dtype, Path(root) / f"{name}-{np.dtype(dtype)}")
+        for dtype in (jnp.float32, jnp.bfloat16):
+            check_vision(dtype, Path(root) / f"vision-{np.dtype(dtype)}")
         for folder in sorted(FIXTURES.iterdir()):
-            check_fixture(folder.name, Path(root) / folder.name)
+            if open_weights(str(folder)).config.vision is None:
+                check_fixture(folder.name, Path(root) / folder.name)
 
 
 if __name__ == "__main__":
