@@ -36,7 +36,7 @@ from gemma_train.conversion.mapping import from_ours, to_ours
 from gemma_train.conversion.names import parameters
 from gemma_train.conversion.tensors import BFLOAT16, Tensor
 from gemma_train.model import Gemma, GemmaConfig, sizes
-from gemma_train.model.config import VisionConfig
+from gemma_train.vision import VisionConfig
 from tests.conversion.test_names import published
 from tests.tolerances import TOLERANCES, assert_close
 
