@@ -110,7 +110,18 @@ def check_size(file: epath.Path, size: int, cure: str) -> None:
 def check_sha256(file: epath.Path, expected: str, cure: str) -> None:
     """Read a file. Raises `UserError` unless it is there and has this SHA-256."""
     require(file.exists(), f"{str(file)!r} is missing: {cure}")
-    found = sha256(file)
+    _compare(file, sha256(file), expected, cure)
+
+
+def checked_bytes(file: epath.Path, expected: str, cure: str) -> bytes:
+    """What a small file holds, read once. Raises `UserError` as `check_sha256` does."""
+    require(file.exists(), f"{str(file)!r} is missing: {cure}")
+    content = file.read_bytes()
+    _compare(file, hashlib.sha256(content).hexdigest(), expected, cure)
+    return content
+
+
+def _compare(file: epath.Path, found: str, expected: str, cure: str) -> None:
     require(
         found == expected,
         f"{str(file)!r} is damaged (its SHA-256 is {found[:12]}..., it should be "

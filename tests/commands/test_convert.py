@@ -131,12 +131,6 @@ def test_images_go_with_the_text_and_gguf_says_that_it_has_none(told, seeing, tm
     assert "vision" not in told("inspect", str(tmp_path / "x.gguf"))
 
 
-def test_a_run_that_sees_images_does_not_train_yet(refused, seeing, told, tmp_path):
-    told("convert", seeing, str(tmp_path / "run"), "--format", "run")
-    line = refused("train", str(tmp_path / "run" / "config.py"))
-    assert "model.vision is set, but no batch brings images yet" in line
-
-
 def test_a_run_in_half_the_bytes(told, exported, tmp_path):
     made = tmp_path / "half"
     told("convert", exported["run"], str(made), "--format", "hf", "--dtype", "bfloat16")

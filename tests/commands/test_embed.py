@@ -66,7 +66,7 @@ def write_recipe(tmp_path, photos):
 
 def stored(folder: Path) -> dict[str, bytes]:
     """The files of a store, but for the parts that a kill left."""
-    files = (folder / "images").iterdir()
+    files = [file for file in (folder / "images").rglob("*") if file.is_file()]
     return {file.name: file.read_bytes() for file in files if not file.name.startswith(".")}
 
 

@@ -4,6 +4,7 @@ import jax
 import pytest
 
 from gemma_train.config import Distillation, Online, Priority, TokenSource, changed, load
+from gemma_train.data.images.store import Head, write_head
 from gemma_train.mesh import make_mesh
 from gemma_train.planning.compiled import lower_step
 from gemma_train.training import loop
@@ -44,7 +45,17 @@ def test_plan_and_train_lower_the_same_program_for_the_quickstart(mesh, tmp_path
     changes |= {"data.tokenizer": f"{corpus}/tokenizer.model"}
     changes |= {"data.train": (TokenSource(path=f"{corpus}/train"),)}
     changes |= {"data.held_out": (f"{corpus}/held_out",)}
+    changes |= {"data.images.store": str(tmp_path / "images"), "evaluation.captions": 0}
     config = changed(load("configs/quickstart.py"), changes)
+    vision = config.model.vision
+    head = Head(
+        encoder_sha256="none",
+        encoder="none",
+        side=vision.side,
+        tokens=vision.tokens,
+        width=vision.width,
+    )
+    write_head(config.data.images.store, head)
     programs = trained(config)
     planned = lower_step(config, make_mesh(config.mesh, jax.devices()[: config.mesh.devices]))
     assert programs == [planned.as_text()]

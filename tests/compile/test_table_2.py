@@ -43,4 +43,5 @@ def test_layers_are_gathered_twice_and_scattered_once(name, shallow, compiled_st
         return sum(one.step_bytes for one in found if one.kind == kind and one.place != "outside")
 
     assert moved("all-gather") == 2 * once
-    assert once <= moved("reduce-scatter") <= 1.02 * once  # padded to the tiles of TPUs
+    # Padded to the tiles of TPUs: of A's, ten rows a chip to sixteen in the second hop.
+    assert once <= moved("reduce-scatter") <= 1.03 * once

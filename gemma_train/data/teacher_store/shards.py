@@ -178,8 +178,7 @@ def read_note(folder: str, number: int) -> Note | None:
 def read_rows(folder: str, number: int, shard: TargetShard, *, cure: str = _LOST) -> np.ndarray:
     """int64 [rows, 3]: dataset, row, end of its record. Raises `UserError` where it is damaged."""
     file = shard_files(folder, number).rows
-    storage.check_sha256(file, shard.rows_sha256, cure)
-    content = file.read_bytes()
+    content = storage.checked_bytes(file, shard.rows_sha256, cure)
     require(
         len(content) == shard.rows * _ENTRY * _INDEX.itemsize,
         f"{str(file)!r} has {len(content):,} bytes, {shard.rows:,} rows would take "
