@@ -45,7 +45,7 @@ def run(arguments: EmbedArguments) -> None:
         batch_images=arguments.batch_images,
         shard_images=arguments.shard_images,
     )
-    with jax.set_mesh(make_mesh(MeshConfig(data=jax.device_count()))):
+    with jax.set_mesh(make_mesh(MeshConfig(data=len(jax.devices())))):
         embed(recipe, *recipe_encoder(recipe), pace)
     store = EmbeddingStore(recipe.image_folder)
     size = len(store) * store.head.record_bytes

@@ -46,7 +46,7 @@ class SoftTokens(nnx.Module):
         positions are; those of text cost a few hundredths of one layer.
         """
         b, i, p, e = images.embeddings_bipe.shape
-        flat = images.embeddings_bipe.reshape(b, i * p, e)
+        flat = jnp.reshape(images.embeddings_bipe, (b, i * p, e), out_sharding=activation("bpe"))
         placed_bte = _placed(flat, images.soft_bt).astype(x_btd.dtype)
         normed_bte = rms_norm(placed_bte, whole(self.norm[...]))
         projection_ed = gather(share(self.projection[...]), x_btd.dtype)

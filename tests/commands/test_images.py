@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
 import pytest
 from PIL import Image
 
@@ -98,8 +99,10 @@ def seen(tmp_path_factory, corpus, squares, gemma_train):
 
 
 @pytest.fixture
-def refused(capsys):
-    """Runs a command line that must fail, and returns its one line."""
+def refused(capsys, monkeypatch):
+    """Runs a command line that must fail, on one device, and returns its one line."""
+    device = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda: device)
 
     def run(*words: str) -> str:
         assert command_line.run([*map(str, words)]) == 2
