@@ -2,7 +2,7 @@
 
 Rows are cut into blocks of `window` tokens; a query of a block can only see keys of that block and
 of the one before it, so 2 * window scores a query are computed instead of t. Where there are
-images, which are no longer than a window, a soft token may see keys of the block behind it too.
+images, a soft token may see the first keys of the block behind it too, as far as an image goes.
 """
 
 import jax
@@ -32,8 +32,8 @@ def attend(
     assert window is not None
     blocks = -(-length // window)
     fill = blocks * window - length
-    behind = 0 if mask.query_images_bt is None else 1  # blocks of keys behind that of the queries
-    seen = 1 + 1 + behind  # blocks of keys
+    behind = 0 if mask.query_images_bt is None else min(mask.image_tokens, window)  # keys
+    whole_blocks = blocks + 1 + (behind > 0)
 
     def queries(x: jax.Array) -> jax.Array:
         """[b, t, ...] -> [b * c, window, ...]."""
@@ -41,15 +41,18 @@ def attend(
         return x.reshape(batch * blocks, window, *x.shape[2:])
 
     def keys(x: jax.Array, value: int = 0) -> jax.Array:
-        """[b, s, ...] -> [b * c, 2 or 3 * window, ...]: each block and its neighbours."""
-        ends = window, fill + behind * window
+        """[b, s, ...] -> [b * c, 2 * window + behind, ...]: each block, and what is around it."""
+        needed = whole_blocks * window
+        ends = window, needed - window - blocks * window + fill
         x = jnp.pad(x, ((0, 0), ends, *((0, 0),) * (x.ndim - 2)), constant_values=value)
-        needed = (blocks + seen - 1) * window
         if x.shape[1] != needed:
             x = jax.lax.dynamic_slice_in_dim(x, first_query, needed, axis=1)
-        x = x.reshape(batch, blocks + seen - 1, window, *x.shape[2:])
-        together = jnp.concatenate([x[:, n : n + blocks] for n in range(seen)], axis=2)
-        return together.reshape(batch * blocks, seen * window, *together.shape[3:])
+        x = x.reshape(batch, whole_blocks, window, *x.shape[2:])
+        around = [x[:, :blocks], x[:, 1 : 1 + blocks]]
+        if behind:
+            around.append(x[:, 2:, :behind])
+        together = jnp.concatenate(around, axis=2)
+        return together.reshape(batch * blocks, 2 * window + behind, *together.shape[3:])
 
     in_blocks = AttentionMask(
         query_positions_bt=queries(mask.query_positions_bt),

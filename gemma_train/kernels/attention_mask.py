@@ -13,7 +13,8 @@ class AttentionMask:
     Positions count within the segment; segment 0 is padding. Wherever a window applies, positions
     must be consecutive along a row within a segment, as packing makes them. Where images are given,
     a soft token sees all those of its own image too, later ones and those beyond the window; -1 is
-    text. The soft tokens of an image follow each other, at most a window of them.
+    text. The soft tokens of an image follow each other, at most `image_tokens`, and a window, of
+    them.
     """
 
     query_positions_bt: jax.Array
@@ -23,6 +24,7 @@ class AttentionMask:
     query_images_bt: jax.Array | None = None
     key_images_bs: jax.Array | None = None
     window: int | None = field(default=None, metadata={"static": True})  # tokens, itself included
+    image_tokens: int = field(default=0, metadata={"static": True})  # of an image, at most
 
     @classmethod
     def of_itself(
@@ -31,6 +33,7 @@ class AttentionMask:
         segments_bt: jax.Array,
         window: int | None,
         images_bt: jax.Array | None = None,
+        image_tokens: int = 0,
     ) -> "AttentionMask":
         """Queries and keys are the same tokens, as in training."""
         return cls(
@@ -41,6 +44,7 @@ class AttentionMask:
             query_images_bt=images_bt,
             key_images_bs=images_bt,
             window=window,
+            image_tokens=image_tokens,
         )
 
 

@@ -105,7 +105,10 @@ class Attention(nnx.Module):
         positions_bt, segments_bt = places.positions_bt, places.segments_bt
         query_btnh, key_btkh, value_btkh = self._project(x_btd, positions_bt)
         window = self.config.window if self.kind == "local" else None
-        mask = AttentionMask.of_itself(positions_bt, segments_bt, window, places.images_bt)
+        image_tokens = self.config.vision.tokens if self.config.vision else 0
+        mask = AttentionMask.of_itself(
+            positions_bt, segments_bt, window, places.images_bt, image_tokens
+        )
         keys_bskh, values_bskh = key_btkh, value_btkh
         if cache is not None:
             cache = cache.write(key_btkh, value_btkh, positions_bt, segments_bt)

@@ -60,7 +60,7 @@ class Sample:
     def __init__(self, places, heads, key_heads, window, soft_cap, dtype=jnp.float32, sharpness=1):
         random = np.random.default_rng(1)
         self.positions, self.segments = places[:2]
-        self.images = places[2] if len(places) > 2 else None
+        self.images, self.image_tokens = places[2:] if len(places) > 2 else (None, 0)
         self.window, self.soft_cap = window, soft_cap
 
         def draw(heads: int, scale: float = 1.0) -> np.ndarray:
@@ -88,7 +88,8 @@ class Sample:
 
         def run(query, key, value, cotangent, positions, segments, images):
             def form(query, key, value):
-                mask = AttentionMask.of_itself(positions, segments, self.window, images)
+                rule = (positions, segments, self.window, images, self.image_tokens)
+                mask = AttentionMask.of_itself(*rule)
                 return attention(
                     query, key, value, mask, soft_cap=self.soft_cap, implementation=implementation
                 )
@@ -169,7 +170,7 @@ def with_images(places, size: int):
             else:
                 place += 1
     assert (images >= 0).any()
-    return positions, segments, images
+    return positions, segments, images, size
 
 
 # (form, mesh, length, window, soft tokens of an image, mean document, padded tokens)
