@@ -4,6 +4,8 @@ from dataclasses import replace
 
 from gemma_train import sidecar, storage
 from gemma_train.config import RunConfig
+from gemma_train.conversion.encoder import stored_encoder_sha256
+from gemma_train.conversion.tensors import Weights
 from gemma_train.data.images.store import FORMAT_VERSION, Head, read_head
 from gemma_train.errors import require
 from gemma_train.mesh import is_leader
@@ -46,6 +48,22 @@ def keep_encoder(config: RunConfig, head: Head | None, *, begun: bool) -> None:
         )
     elif is_leader():
         sidecar.write(storage.path(config.folder) / ENCODER_RECORD, head, FORMAT_VERSION)
+
+
+def check_beginning(weights: Weights | None, head: Head | None) -> None:
+    """Raise `UserError`, naming both, for weights that came with another encoder than the store's.
+
+    Weights that came without one fit any store.
+    """
+    if weights is None or head is None or not weights.encoder:
+        return
+    there = stored_encoder_sha256(weights)
+    require(
+        there == head.encoder_sha256,
+        f"initial_weights {weights.source!r} see through encoder {there[:12]}..., and "
+        f"data.images.store has embeddings of {head.encoder!r} ({head.encoder_sha256[:12]}...): "
+        f"embed the images with ImageEncoding(encoder={weights.source!r})",
+    )
 
 
 def check_encoder(folder: str, sha256: str) -> None:

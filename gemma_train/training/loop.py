@@ -26,7 +26,7 @@ from gemma_train.teachers.stored import open_store
 from gemma_train.tokenizer.tokenizer import Tokenizer
 from gemma_train.training.checkpoint import Checkpoints
 from gemma_train.training.claim import claim
-from gemma_train.training.images import embedded, keep_encoder
+from gemma_train.training.images import check_beginning, embedded, keep_encoder
 from gemma_train.training.state import TrainState, imported_state, initial_state
 from gemma_train.training.step import make_step
 from gemma_train.training.stop import StopRequest
@@ -57,6 +57,7 @@ def train(config: RunConfig, say: Callable[[str], None] = print) -> Outcome:
     with jax.set_mesh(mesh), Checkpoints(config) as checkpoints:
         saved = checkpoints.latest_step
         weights = None if saved else _weights(config, begun=saved is not None)
+        check_beginning(weights, head)
         claim(config, begun=saved is not None)
         keep_teacher(config, taught_by, begun=saved is not None)
         keep_encoder(config, head, begun=saved is not None)

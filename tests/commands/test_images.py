@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 from gemma_train.commands import command_line
 from gemma_train.data.images.store import read_head
@@ -224,3 +225,20 @@ def test_a_config_whose_images_do_not_fit_is_refused(seen, refused, tmp_path, ol
         )
     )
     assert told in refused("train", tmp_path / "config.py")
+
+
+def test_weights_begin_with_the_images_of_their_own_encoder(seen, refused, tmp_path):
+    begun = tmp_path / "begun"
+    assert command_line.run(["convert", str(seen / "run"), str(begun), "--format", "hf"]) == 0
+    words = ("--folder", tmp_path / "more", "--steps", "1", "--initial-weights", begun)
+    assert command_line.run(["train", str(seen / "config.py"), *map(str, words)]) == 0
+
+    weights = begun / "model.safetensors"
+    tensors = load_file(weights)
+    name = next(name for name in tensors if "vision_tower" in name and name.endswith("bias"))
+    save_file({**tensors, name: tensors[name] + 1}, weights)
+    shutil.rmtree(tmp_path / "more")
+    line = refused("train", seen / "config.py", *words)
+    assert f"initial_weights '{begun}' see through encoder " in line
+    assert "data.images.store has embeddings of 'random weights of seed 0'" in line
+    assert not (tmp_path / "more" / "encoder.json").exists()
