@@ -13,7 +13,7 @@ from tests.commands.conftest import SHARDS
 from tests.commands.test_distilled import refusal_of
 from tests.commands.test_train import kill_at, saved_arrays, steps_of
 from tests.commands.test_wrong_inputs import one_device
-from tests.data.teacher_store.test_reading import damage
+from tests.data.teacher_store.made import damage
 
 BOTH = ("train", "teacher")
 
