@@ -2,10 +2,10 @@
 
     python -m benchmarks.distillation [--rounds 5] [--candidates 256] [--shape cpu_step]
 
-Shapes: `cpu_step` is that of cpu_step.py, `quickstart` the one of configs/quickstart.py; targets
-and weights are random. Steps alternate in one process, so that a noisy machine slows both; the
-ratio is what to quote, of processor time where other programs run. Below the steps stands the loss
-alone, against the two forms of soft targets (kernels/vocabulary/soft_target.py).
+Shapes: `cpu_step` is that of cpu_step.py, `quickstart` the one of configs/quickstart_text.py.
+Targets and weights are random. Steps alternate in one process, so that a noisy machine slows both;
+the ratio is what to quote, of processor time where other programs run. Below the steps stands the
+loss alone, against the two forms of soft targets (kernels/vocabulary/soft_target.py).
 """
 
 import argparse
@@ -35,7 +35,7 @@ from gemma_train.training.state import TrainState, initial_state
 from gemma_train.training.step import make_step
 from gemma_train.zero3 import split
 
-SHAPES = {"cpu_step": CONFIG, "quickstart": load("configs/quickstart.py")}
+SHAPES = {"cpu_step": CONFIG, "quickstart": load("configs/quickstart_text.py")}
 DISTILLATION = Distillation(teacher=Stored(folder="unused", weights="unused"))
 Timers = dict[str, Callable[[], jax.Array]]
 

@@ -19,6 +19,7 @@ class EvaluateArguments:
 
     run: str  # the run folder
     rows: int | None = None  # held-out rows, spread evenly over the text; all if not given
+    held_out: tuple[str, ...] = ()  # token datasets; the run's own if none is given
     mesh: MeshConfig = MeshConfig()  # devices to evaluate on; one by default
 
     def __post_init__(self) -> None:
@@ -27,12 +28,16 @@ class EvaluateArguments:
 
 def run(arguments: EvaluateArguments) -> None:
     """Print the mean loss beside the entropy of the same targets."""
-    config = dataclasses.replace(read_record(arguments.run), folder=arguments.run)
+    config = dataclasses.replace(
+        read_record(arguments.run), folder=arguments.run, mesh=arguments.mesh
+    )
+    if arguments.held_out:
+        data = dataclasses.replace(config.data, held_out=arguments.held_out)
+        config = dataclasses.replace(config, data=data)
     require(
         bool(config.data.held_out),
-        f"{arguments.run!r} held nothing out (data.held_out is empty): nothing to evaluate on",
+        f"{arguments.run!r} held nothing out (data.held_out is empty): name datasets by --held-out",
     )
-    config = dataclasses.replace(config, mesh=arguments.mesh)
     start_runtime(config.mesh)
     mesh = make_mesh(config.mesh, jax.devices()[: config.mesh.devices])
     with jax.set_mesh(mesh):
