@@ -19,6 +19,6 @@ config = replace(
         held_out=("data/quickstart/held_out",),
         images=None,
     ),
-    steps=750,
+    steps=530,
     evaluation=replace(quickstart.evaluation, captions=0),
 )

@@ -1,10 +1,12 @@
 """Parameters declared by their letters: shape, fan-in and split follow from the alphabet."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec
 
 from gemma_train.zero3 import ruled_sharding
 
@@ -25,10 +27,8 @@ class Declaration:
         """A float32 matrix, normal with variance 1 / (product of the `fan_in` axes)."""
         letters, shape = self._shape(letters)
         deviation = math.prod(self.sizes[letter] for letter in fan_in) ** -0.5
-        draws = jax.random.normal(
-            self.rngs.params(), shape, jnp.float32, out_sharding=ruled_sharding(letters, shape)
-        )
-        return nnx.Param(draws * deviation)
+        draw = partial(_drawn, shape=shape, sharding=ruled_sharding(letters, shape))
+        return nnx.Param(draw(self.rngs.params(), deviation))
 
     def scale(self, letters: str) -> nnx.Param:
         """The float32 scale w of an RMSNorm that multiplies by 1 + w: zeros."""
@@ -38,3 +38,11 @@ class Declaration:
     def _shape(self, letters: str) -> tuple[str, tuple[int, ...]]:
         letters = self.prefix + letters
         return letters, tuple(self.sizes[letter] for letter in letters)
+
+
+@partial(jax.jit, static_argnames=("shape", "sharding"))
+def _drawn(
+    key: jax.Array, deviation: float, *, shape: tuple[int, ...], sharding: PartitionSpec | None
+) -> jax.Array:
+    """A program of its own, compiled once a shape: a compiler takes seconds for many in one."""
+    return jax.random.normal(key, shape, jnp.float32, out_sharding=sharding) * deviation

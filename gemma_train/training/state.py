@@ -27,25 +27,22 @@ class TrainState:
 
 def initial_state(config: RunConfig) -> TrainState:
     """The state before the first step, each leaf made where it lives on the mesh in force."""
-
-    @jax.jit
-    def make() -> TrainState:
-        model = Gemma(config.model, config.compute, nnx.Rngs(config.seed))
-        return _begun(config, model)
-
-    return make()
+    return _begun(config, Gemma(config.model, config.compute, nnx.Rngs(config.seed)))
 
 
 def imported_state(config: RunConfig, weights: Weights) -> TrainState:
     """The same with the parameters of a folder that was opened for this model."""
-    model = load(replace(weights, config=config.model), config.compute)
-    begun = jax.jit(lambda model: replace(_begun(config, model), model=None))(model)
-    return replace(begun, model=model)
+    return _begun(config, load(replace(weights, config=config.model), config.compute))
 
 
 def _begun(config: RunConfig, model: Gemma) -> TrainState:
-    moments = make_optimizer(config.optimizer, config.steps).init(model)
-    return TrainState(step=jnp.zeros((), jnp.int32), model=model, moments=moments)
+    @jax.jit
+    def others(model: Gemma) -> tuple[jax.Array, optax.OptState]:
+        moments = make_optimizer(config.optimizer, config.steps).init(model)
+        return jnp.zeros((), jnp.int32), moments
+
+    step, moments = others(model)
+    return TrainState(step=step, model=model, moments=moments)
 
 
 def abstract_state(config: RunConfig) -> TrainState:
