@@ -1,6 +1,6 @@
 """A five-local, one-global Gemma 3 of a few million parameters, trained on a laptop's CPU.
 
-It reads text and, one row in six, images with captions. `make train` prepares both and trains it.
+It reads text and, one row in five, images with captions. `make train` prepares both and trains it.
 """
 
 from gemma_train.config import (
@@ -36,7 +36,7 @@ config = RunConfig(
     data=DataConfig(
         tokenizer="data/quickstart/tokenizer.model",
         train=(
-            TokenSource(path="data/quickstart/train", weight=5),
+            TokenSource(path="data/quickstart/train", weight=4),
             TokenSource(path="data/quickstart_images/train", weight=1),
         ),
         held_out=("data/quickstart/held_out", "data/quickstart_images/held_out"),
@@ -44,7 +44,7 @@ config = RunConfig(
         sequence_length=256,
         batch_rows=4,
     ),
-    steps=636,
+    steps=640,
     optimizer=OptimizerConfig(peak_lr=8e-3, warmup_steps=50, final_lr_fraction=0.05),
     compute=ComputeConfig(dtype="float32", remat="none"),
     evaluation=EvaluationConfig(every_steps=300, rows=256, captions=200),

@@ -19,6 +19,6 @@ config = replace(
         held_out=("data/quickstart/held_out",),
         images=None,
     ),
-    steps=530,
+    steps=512,
     evaluation=replace(quickstart.evaluation, captions=0),
 )
