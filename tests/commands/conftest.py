@@ -7,7 +7,10 @@ import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import pytest
+
+from gemma_train.commands import command_line
 
 ROOT = Path(__file__).parents[2]
 
@@ -89,6 +92,27 @@ def gemma_train() -> Callable[..., subprocess.CompletedProcess]:
         )
 
     return run
+
+
+@pytest.fixture
+def refused(capsys):
+    """Runs a command line in this process that must fail, and returns its one line."""
+
+    def run(*words: str | Path) -> str:
+        assert command_line.run([str(word) for word in words]) == 2
+        told = capsys.readouterr().err.strip()
+        assert told.startswith("gemma-train: ")
+        assert "\n" not in told
+        return told
+
+    return run
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """Runs in this process take the first device, as on a laptop."""
+    devices = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda: devices)
 
 
 @pytest.fixture(scope="session")

@@ -34,20 +34,6 @@ def told(capsys):
     return run
 
 
-@pytest.fixture
-def refused(capsys):
-    """Runs a command line that must fail, and returns its one line."""
-
-    def run(*words: str) -> str:
-        assert command_line.run(list(words)) == 2
-        line = capsys.readouterr().err.strip()
-        assert line.startswith("gemma-train: ")
-        assert "\n" not in line
-        return line
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory, finished_run) -> dict[str, str]:
     """A finished run, and its weights in every format that can be read."""

@@ -88,24 +88,16 @@ def test_a_teacher_that_trained_on_is_refused_and_its_old_step_resumes_bit_for_b
         np.testing.assert_array_equal(other[path], leaf, err_msg=path)
 
 
-def refusal_of(capsys, *words: str) -> str:
-    assert command_line.run(list(words)) == 2
-    told = capsys.readouterr().err.strip()
-    assert told.startswith("gemma-train: ")
-    assert "\n" not in told
-    return told
-
-
 def test_a_teacher_that_is_not_there_is_refused_before_anything_is_made(
-    tmp_path, taught_config, capsys
+    tmp_path, taught_config, refused
 ):
     config = taught_config(tmp_path / "run", teacher="no/where")
-    assert "'no/where' does not exist" in refusal_of(capsys, "train", config)
+    assert "'no/where' does not exist" in refused("train", config)
     assert not (tmp_path / "run").exists()
 
 
 def test_a_teacher_with_another_tokenizer_is_refused(
-    tmp_path, taught_config, finished_run, corpus, capsys
+    tmp_path, taught_config, finished_run, corpus, refused
 ):
     teacher = tmp_path / "teacher"
     shutil.copytree(finished_run[0], teacher)
@@ -114,7 +106,7 @@ def test_a_teacher_with_another_tokenizer_is_refused(
     )
     proto.pieces[-1].piece += "x"
     (teacher / TOKENIZER).write_bytes(proto.SerializeToString())
-    told = refusal_of(capsys, "train", taught_config(tmp_path / "run", teacher=str(teacher)))
+    told = refused("train", taught_config(tmp_path / "run", teacher=str(teacher)))
     assert str(teacher / TOKENIZER) in told
     assert f"{corpus}/tokenizer.model" in told
     assert not (tmp_path / "run").exists()

@@ -12,7 +12,6 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from gemma_train.commands import command_line
 from gemma_train.data.images.store import EmbeddingStore, finished_shards
 from tests.commands.conftest import command, environment
 from tests.data.test_image_sources import picture
@@ -117,13 +116,7 @@ def test_a_pass_that_is_killed_again_and_again_makes_the_same_files(write_recipe
     assert min(counts) > 20
 
 
-def test_mistakes_are_one_line(write_recipe, tmp_path, capsys):
-    def refused(*words: str) -> str:
-        assert command_line.run([*words]) == 2
-        told = capsys.readouterr().err.strip()
-        assert len(told.splitlines()) == 1
-        return told
-
+def test_mistakes_are_one_line(write_recipe, tmp_path, refused):
     recipe, _ = write_recipe("made")
     told = refused("prepare", recipe)
     assert "holds no image embeddings (no store.json): run gemma-train embed" in told

@@ -4,7 +4,6 @@ import json
 import shutil
 from pathlib import Path
 
-import jax
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
@@ -54,6 +53,8 @@ config = replace(
 """
 STEPS = 4
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 @pytest.fixture(scope="module")
 def squares(tmp_path_factory) -> Path:
@@ -97,21 +98,6 @@ def seen(tmp_path_factory, corpus, squares, gemma_train):
         if words[0] == "train":
             assert "held-out captions: " in done.stdout
     return folder
-
-
-@pytest.fixture
-def refused(capsys, monkeypatch):
-    """Runs a command line that must fail, on one device, and returns its one line."""
-    device = jax.devices()[:1]
-    monkeypatch.setattr(jax, "devices", lambda: device)
-
-    def run(*words: str) -> str:
-        assert command_line.run([*map(str, words)]) == 2
-        told = capsys.readouterr().err.strip()
-        assert told.startswith("gemma-train: ") and "\n" not in told and "Traceback" not in told
-        return told
-
-    return run
 
 
 def test_a_finished_run_tells_its_captions_beside_chance_and_shows_them(seen):

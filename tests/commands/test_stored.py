@@ -10,25 +10,22 @@ import pytest
 
 from gemma_train.commands import command_line
 from tests.commands.conftest import SHARDS
-from tests.commands.test_distilled import refusal_of
 from tests.commands.test_train import kill_at, saved_arrays, steps_of
-from tests.commands.test_wrong_inputs import one_device
 from tests.data.teacher_store.made import damage
 
 BOTH = ("train", "teacher")
 
 
 @pytest.fixture
-def refusals(whole_store, tmp_path, capsys, monkeypatch):
+def refusals(whole_store, tmp_path, refused, one_device):
     """Runs a verb on the store's config, or a copy of the store, and returns its one line."""
-    one_device(monkeypatch)
 
     def run(verb: str, *words: str, store: Path | None = None) -> str:
         more = {"train": (), "teacher": SHARDS, "verify": (*SHARDS, "--verify")}[verb]
         folder = ("--loss.teacher.folder", str(store or whole_store[0]))
         verb = "teacher" if verb == "verify" else verb
         out = ("--folder", str(tmp_path / "student"))
-        told = refusal_of(capsys, verb, whole_store[1], *more, *folder, *out, *words)
+        told = refused(verb, whole_store[1], *more, *folder, *out, *words)
         assert not (tmp_path / "student").exists()
         return told
 

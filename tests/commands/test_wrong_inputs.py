@@ -10,21 +10,6 @@ from gemma_train.commands import command_line
 
 
 @pytest.fixture
-def refused(capsys):
-    """Runs a command line that must fail, and returns its one line."""
-
-    def run(*words: str) -> str:
-        assert command_line.run(list(words)) == 2
-        told = capsys.readouterr().err.strip()
-        assert told.startswith("gemma-train: ")
-        assert "\n" not in told
-        assert "Traceback" not in told
-        return told
-
-    return run
-
-
-@pytest.fixture
 def config(tmp_path, write_config) -> str:
     return write_config(tmp_path / "run")
 
@@ -141,16 +126,7 @@ def test_a_field_that_the_config_file_misspells(refused, config):
     assert "tensorbord" in refused("train", config)
 
 
-def one_device(monkeypatch):
-    """Runs in this process take the first device, as on a laptop."""
-    import jax
-
-    devices = jax.devices()[:1]
-    monkeypatch.setattr("gemma_train.mesh.jax.devices", lambda: devices)
-
-
-def test_a_tokenizer_that_did_not_make_the_data(refused, config, own_data, monkeypatch, tokenizer):
-    one_device(monkeypatch)
+def test_a_tokenizer_that_did_not_make_the_data(refused, config, own_data, one_device, tokenizer):
     data, words = own_data
     (data / "tokenizer.model").write_bytes(tokenizer)
     told = refused(*words)
@@ -170,8 +146,7 @@ def tokenizer(tmp_path_factory) -> bytes:
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated"])
-def test_a_missing_or_truncated_shard_is_named(refused, config, own_data, monkeypatch, damage):
-    one_device(monkeypatch)
+def test_a_missing_or_truncated_shard_is_named(refused, config, own_data, one_device, damage):
     data, words = own_data
     shard = data / "train" / "tokens-00000.bin"
     if damage == "missing":
@@ -181,8 +156,7 @@ def test_a_missing_or_truncated_shard_is_named(refused, config, own_data, monkey
     assert "tokens-00000.bin" in refused(*words)
 
 
-def test_data_with_ids_beyond_the_models_vocabulary(refused, config, monkeypatch):
-    one_device(monkeypatch)
+def test_data_with_ids_beyond_the_models_vocabulary(refused, config, one_device):
     assert "model's vocabulary is 256" in refused("train", config, "--model.vocabulary", "256")
 
 
@@ -201,18 +175,15 @@ recipe = Recipe(
     assert "there is no text" in refused("prepare", str(recipe))
 
 
-def test_a_run_folder_made_by_another_config(refused, finished_run, monkeypatch):
-    one_device(monkeypatch)
+def test_a_run_folder_made_by_another_config(refused, finished_run, one_device):
     _, config = finished_run
     told = refused("train", config, "--optimizer.peak-lr", "0.5")
     assert "another config (optimizer.peak_lr was 0.001, is 0.5)" in told
     assert "--folder" in told
 
 
-def test_no_space_left(config, tmp_path, capsys, monkeypatch):
+def test_no_space_left(config, tmp_path, capsys, monkeypatch, one_device):
     import errno
-
-    one_device(monkeypatch)
 
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "run"))
