@@ -6,11 +6,13 @@ from dataclasses import dataclass
 import jax
 
 from gemma_train.config import read_record
+from gemma_train.conversion import encoder_record
 from gemma_train.conversion.load import load, open_weights
 from gemma_train.data.unigram import unigram_entropy
 from gemma_train.errors import require
 from gemma_train.evaluation.held_out import make_held_out_loss
 from gemma_train.mesh import MeshConfig, is_leader, make_mesh, start_runtime
+from gemma_train.training.images import store_head
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +30,12 @@ class EvaluateArguments:
 
 def run(arguments: EvaluateArguments) -> None:
     """Print the mean loss beside the entropy of the same targets."""
+    recorded = read_record(arguments.run)
     config = dataclasses.replace(
-        read_record(arguments.run), folder=arguments.run, mesh=arguments.mesh
+        recorded,
+        folder=arguments.run,
+        mesh=arguments.mesh,
+        evaluation=dataclasses.replace(recorded.evaluation, captions=0),
     )
     if arguments.held_out:
         data = dataclasses.replace(config.data, held_out=arguments.held_out)
@@ -38,6 +44,8 @@ def run(arguments: EvaluateArguments) -> None:
         bool(config.data.held_out),
         f"{arguments.run!r} held nothing out (data.held_out is empty): name datasets by --held-out",
     )
+    if (head := store_head(config)) is not None:
+        encoder_record.check(config.folder, head)
     start_runtime(config.mesh)
     mesh = make_mesh(config.mesh, jax.devices()[: config.mesh.devices])
     with jax.set_mesh(mesh):

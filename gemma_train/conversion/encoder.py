@@ -9,7 +9,7 @@ from gemma_train.conversion import encoder_folder
 from gemma_train.conversion.convert import written_whole
 from gemma_train.conversion.fingerprint import tensors_sha256
 from gemma_train.conversion.load import load_siglip, open_weights, some_mesh
-from gemma_train.conversion.tensors import DTYPES, Tensor, Tensors, Weights, unstacked_encoder
+from gemma_train.conversion.tensors import Tensor, Tensors, unstacked_encoder
 from gemma_train.errors import UserError, require
 from gemma_train.leaves import by_path
 from gemma_train.model.siglip import Siglip
@@ -53,11 +53,6 @@ def encoder_sha256(encoder: Siglip) -> str:
     In another dtype it is another encoder: it computes in it.
     """
     return tensors_sha256(_tensors(encoder))
-
-
-def stored_encoder_sha256(weights: Weights) -> str:
-    """The same of the encoder that a model came with, as `load_encoder` gives it in float32."""
-    return tensors_sha256({n: t.cast(DTYPES["float32"]) for n, t in weights.encoder.items()})
 
 
 def _tensors(encoder: Siglip) -> Tensors:

@@ -4,7 +4,7 @@ from hashlib import sha256
 
 import numpy as np
 
-from gemma_train.conversion.tensors import Tensors, Weights
+from gemma_train.conversion.tensors import DTYPES, Tensors, Weights
 from gemma_train.metrics.byte_progress import Advance
 
 
@@ -26,3 +26,18 @@ def tensors_sha256(tensors: Tensors, advance: Advance = lambda size: None) -> st
         sums[name] = digest.hexdigest()
         advance(tensor.bytes)
     return sha256("".join(f"{name} {sums[name]}\n" for name in sorted(sums)).encode()).hexdigest()
+
+
+def stored_encoder_sha256(weights: Weights) -> str | None:
+    """Of the encoder that a model has seen images by, as `load_encoder` gives it in float32.
+
+    None of a model that came without, and of which nothing is known.
+    """
+    if weights.encoder_sha256 or not weights.encoder:
+        return weights.encoder_sha256
+    return float32_sha256(weights.encoder)
+
+
+def float32_sha256(tensors: Tensors) -> str:
+    """Of an encoder's tensors where they are stored. Reads all, one at a time."""
+    return tensors_sha256({n: t.cast(DTYPES["float32"]) for n, t in tensors.items()})

@@ -12,16 +12,19 @@ from gemma_train.config import (
     read_record,
     record,
 )
-from gemma_train.conversion import encoder_folder, orbax_arrays
+from gemma_train.conversion import encoder_folder, encoder_record, orbax_arrays
+from gemma_train.conversion.fingerprint import float32_sha256
 from gemma_train.conversion.mapping import check_shapes
 from gemma_train.conversion.names import shapes
 from gemma_train.conversion.tensors import Tensors, Weights, stacked, unstacked
 from gemma_train.conversion.tokenizer_files import copy_tokenizer, find_tokenizer
+from gemma_train.data.images.store import read_head
 from gemma_train.errors import require
 from gemma_train.leaves import by_path, from_paths
 from gemma_train.metrics.byte_progress import Advance
 from gemma_train.model import Gemma
 from gemma_train.run_files import CHECKPOINTS, ENCODER, RECORD, TOKENIZER
+from gemma_train.vision import VisionConfig
 
 _MODEL = "model/"
 
@@ -44,10 +47,12 @@ def read(folder: epath.Path, step: int | None = None) -> Weights:
         for name, tensor in orbax_arrays.stored(checkpoint).items()
         if name.startswith(_MODEL)
     }
+    seen = encoder_record.read(str(folder))
     weights = Weights(
         source=str(folder),
         format="run",
         config=run.model,
+        encoder_sha256=seen.encoder_sha256 if seen else None,
         tensors=unstacked(leaves, run.model) | _encoder(run, folder),
         tokenizer=find_tokenizer(folder) or (str(recorded) if recorded.exists() else None),
         step=step,
@@ -58,17 +63,32 @@ def read(folder: epath.Path, step: int | None = None) -> Weights:
 
 
 def _encoder(run: RunConfig, folder: epath.Path) -> Tensors:
-    """The frozen encoder: its own, or that of the store whose embeddings it reads; none if gone."""
-    places = [folder / ENCODER]
-    if run.data.images is not None:
-        places.append(storage.path(run.data.images.store) / ENCODER)
-    for place in places:
-        if run.model.vision is not None and encoder_folder.is_folder(place):
-            vision, tensors = encoder_folder.read(place)
-            found = differences(run.model.vision, vision, "model.vision")
-            require(not found, f"{place} holds another encoder: {'; '.join(found)}")
-            return tensors
-    return {}
+    """The frozen encoder: its own, or that of the store whose embeddings it reads; none if gone.
+
+    Raises `UserError` where it is not the one that the run was trained with.
+    """
+    own = folder / ENCODER
+    if run.model.vision is None:
+        return {}
+    if encoder_folder.is_folder(own):
+        tensors = _read_encoder(run.model.vision, own)
+        if encoder_record.read(str(folder)) is not None:
+            encoder_record.check_sha256(str(folder), float32_sha256(tensors))
+        return tensors
+    if run.data.images is None:
+        return {}
+    beside = storage.path(run.data.images.store) / ENCODER
+    if not encoder_folder.is_folder(beside):
+        return {}
+    encoder_record.check(str(folder), read_head(run.data.images.store))
+    return _read_encoder(run.model.vision, beside)
+
+
+def _read_encoder(expected: VisionConfig, folder: epath.Path) -> Tensors:
+    vision, tensors = encoder_folder.read(folder)
+    found = differences(expected, vision, "model.vision")
+    require(not found, f"{folder} holds another encoder: {'; '.join(found)}")
+    return tensors
 
 
 def restore(folder: epath.Path, step: int, like: Gemma) -> Gemma:

@@ -67,6 +67,7 @@ class Weights:
     tensors: Tensors
     tokenizer: str | None = None  # path of a SentencePiece model
     step: int | None = None  # that a run's checkpoint was saved after
+    encoder_sha256: str | None = None  # of the encoder that a run has seen images by
     left_out: tuple[str, ...] = ()
 
     @property

@@ -73,16 +73,19 @@ class Answers:
 def answers(model: Gemma, data: DataConfig, *, most: int, stop_id: int) -> Answers | None:
     """What a model says of the first `most` held-out images; None where nothing is captioned.
 
-    On the mesh in force.
+    On the mesh in force. A caption that the model's context has no room for is never right; an
+    image that itself has none is left out.
     """
     if data.images is None:
         return None
     store, found = EmbeddingStore(data.images.store), []
-    documents = islice(held_out(data), most)
+    context = model.config.context
+    fitting = (one for one in held_out(data) if len(one.prompt) < context)
+    documents = islice(fitting, most)
     while group := list(islice(documents, _TOGETHER)):
-        config = SamplingConfig(
-            maximum_tokens=max(len(one.caption) for one in group), temperature=0.0
-        )
+        room = context - max(len(one.prompt) for one in group)
+        longest = max(len(one.caption) for one in group)
+        config = SamplingConfig(maximum_tokens=min(longest, room), temperature=0.0)
         said = sample(
             model,
             [one.prompt for one in group],

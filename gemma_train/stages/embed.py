@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import batched, islice
+from itertools import batched, count, islice
 from typing import NamedTuple
 
 import numpy as np
@@ -35,7 +35,7 @@ from gemma_train.errors import require
 from gemma_train.metrics.byte_progress import Advance, progress
 from gemma_train.metrics.wording import byte_count
 from gemma_train.model.siglip import Siglip, encode
-from gemma_train.stages.encoder import keep_encoder
+from gemma_train.stages.encoder import keep_beside
 
 Say = Callable[[str], None]
 
@@ -66,7 +66,7 @@ def embed(recipe: Recipe, encoder: Siglip, head: Head, pace: Pace, say: Say = pr
     missing = found.keys() - there
     _check_disk(folder, len(found), files, len(missing), head, say)
     write_head(folder, head)
-    keep_encoder(encoder, head, folder)
+    keep_beside(folder, encoder, head)
     if missing:
         skipped = _write(recipe, missing, encoder, head, pace)
     for name, one in skipped.items():
@@ -139,14 +139,14 @@ def _write(
 ) -> dict[str, Skipped]:
     """Encode the missing views and write them, shard by shard. Returns what was not taken."""
     folder, skipped = recipe.image_folder, {}
-    number = finished_shards(folder)
+    there = set(finished_shards(folder))
+    free = (number for number in count() if number not in there)
     total = len(missing) * head.record_bytes
     with progress("embeddings", total) as advance, ThreadPoolExecutor(pace.threads) as threads:
         pictures = _pictures(recipe, missing, skipped, head.side, threads, pace.threads)
         while shard := _shard(islice(pictures, pace.shard_images), encoder, pace, advance):
             keys, embeddings = zip(*shard, strict=True)
-            write_shard(folder, number, head, keys, np.stack(embeddings))
-            number += 1
+            write_shard(folder, next(free), head, keys, np.stack(embeddings))
     return skipped
 
 

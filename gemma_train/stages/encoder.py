@@ -45,7 +45,7 @@ def head_of(encoder: Siglip, name: str) -> Head:
     )
 
 
-def keep_encoder(encoder: Siglip, head: Head, store: str) -> None:
+def keep_beside(store: str, encoder: Siglip, head: Head) -> None:
     """Put the encoder into its store, where it is missing.
 
     Raises `UserError` where the one that is there is another, or damaged.

@@ -10,8 +10,10 @@ from functools import partial
 
 from gemma_train import storage
 from gemma_train.config import RunConfig
+from gemma_train.conversion.fingerprint import stored_encoder_sha256
 from gemma_train.conversion.load import load, open_weights, untrained
 from gemma_train.conversion.tensors import Weights
+from gemma_train.data.images.store import read_head
 from gemma_train.errors import asked_by, require
 from gemma_train.losses.distillation import Distillation, Online
 from gemma_train.metrics.wording import count
@@ -38,6 +40,7 @@ def open_teacher(config: RunConfig) -> Weights | None:
     with asked_by("loss.teacher.weights"):
         weights = open_weights(teacher.weights, teacher.model, teacher.step)
     _check_model(config, teacher, weights.config)
+    _check_encoder(config, teacher, weights)
     if weights.tokenizer is not None:
         _check_tokenizer(config, teacher, weights.tokenizer)
     return weights
@@ -116,6 +119,19 @@ def _check_model(config: RunConfig, teacher: Online, model: GemmaConfig) -> None
         config.data.images is None or model.vision == seen,
         f"loss.teacher.weights {teacher.weights!r} sees images by {model.vision}, the model by "
         f"{seen}: a teacher's images must be the student's",
+    )
+
+
+def _check_encoder(config: RunConfig, teacher: Online, weights: Weights) -> None:
+    """Refuse a teacher that has seen images by another encoder than the student's store is of."""
+    if config.data.images is None:
+        return
+    there, here = stored_encoder_sha256(weights), read_head(config.data.images.store)
+    require(
+        there is None or there == here.encoder_sha256,
+        f"loss.teacher.weights {teacher.weights!r} has seen images by encoder {(there or '')[:12]}"
+        f"..., data.images.store has those of {here.encoder!r} ({here.encoder_sha256[:12]}...): a "
+        "teacher's images must be the student's",
     )
 
 

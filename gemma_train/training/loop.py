@@ -26,7 +26,7 @@ from gemma_train.teachers.stored import open_store
 from gemma_train.tokenizer.tokenizer import Tokenizer
 from gemma_train.training.checkpoint import Checkpoints
 from gemma_train.training.claim import claim
-from gemma_train.training.images import check_beginning, embedded, keep_encoder
+from gemma_train.training.images import check_beginning, keep_encoder, store_head
 from gemma_train.training.state import TrainState, imported_state, initial_state
 from gemma_train.training.step import make_step
 from gemma_train.training.stop import StopRequest
@@ -51,7 +51,7 @@ def train(config: RunConfig, say: Callable[[str], None] = print) -> Outcome:
     taught_by = open_teacher(config)
     mesh = make_mesh(config.mesh)
     check(config.data, config.model.vocabulary)
-    store, head = open_store(config, say), embedded(config)
+    store, head = open_store(config, say), store_head(config)
     if taught_by is not None:
         say(told(config, taught_by))
     with jax.set_mesh(mesh), Checkpoints(config) as checkpoints:

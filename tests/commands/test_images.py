@@ -4,12 +4,15 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from gemma_train.commands import command_line
-from gemma_train.data.images.store import read_head
+from gemma_train.commands import sample as command
+from gemma_train.data.images.store import EmbeddingStore, image_key, read_head
+from gemma_train.sampling import stream
 from tests.commands.conftest import CONFIG
 
 RECIPE = """
@@ -184,7 +187,7 @@ def test_a_run_goes_on_with_the_encoder_that_it_began_with(
     )
     line = refused("train", config)
     assert "was trained with images of encoder 'random weights of seed 0'" in line
-    assert "those of 'random weights of seed 1'" in line
+    assert "those of encoder 'random weights of seed 1'" in line
 
 
 @pytest.mark.parametrize(
@@ -228,3 +231,68 @@ def test_weights_begin_with_the_images_of_their_own_encoder(seen, refused, tmp_p
     assert f"initial_weights '{begun}' see through encoder " in line
     assert "data.images.store has embeddings of 'random weights of seed 0'" in line
     assert not (tmp_path / "more" / "encoder.json").exists()
+
+
+def test_the_model_is_shown_what_the_store_holds_of_a_picture(seen, squares, monkeypatch):
+    shown = []
+
+    def recorded(model, prompts, **settings):
+        shown.extend(settings["images"])
+        return stream(model, prompts, **settings)
+
+    monkeypatch.setattr(command, "stream", recorded)
+    files = [squares / name for name in ("38.png", "39.png")]
+    words = [word for file in files for word in ("--image", str(file))]
+    assert command_line.run(["sample", str(seen / "run"), *words, "--maximum-tokens", "1"]) == 0
+    store = EmbeddingStore(str(seen / "store"))
+    expected = [store.read(image_key(file.read_bytes())) for file in files]
+    assert (expected[0] != expected[1]).any()
+    for (_, found), wanted in zip(shown[0], expected, strict=True):
+        np.testing.assert_array_equal(found, np.float32(wanted))
+
+
+def test_evaluate_takes_any_mesh(seen, gemma_train):
+    done = gemma_train("evaluate", str(seen / "run"), "--mesh.seq", "2", devices=2)
+    assert done.returncode == 0, done.stderr
+    assert "held-out loss" in done.stdout
+
+
+def test_a_store_of_another_encoder_is_noticed_by_every_command(
+    seen, corpus, squares, refused, tmp_path
+):
+    """The run's store was made anew, with another encoder of the same sizes."""
+    run, store = tmp_path / "run", tmp_path / "store"
+    (tmp_path / "recipe.py").write_text(
+        RECIPE.format(
+            folder=str(tmp_path / "data"),
+            store=str(store),
+            tokenizer=f"{corpus}/tokenizer.model",
+            files=f"{squares}/*.png",
+            seed=1,
+        )
+    )
+    assert command_line.run(["embed", str(tmp_path / "recipe.py")]) == 0
+    shutil.copytree(seen / "run", run)
+    record = run / "config.py"
+    record.write_text(record.read_text().replace(str(seen / "store"), str(store)))
+    assert str(store) in record.read_text()
+    told = "was trained with images of encoder 'random weights of seed 0'"
+    assert told in refused("evaluate", run)
+    assert told in refused("sample", run, "--image", squares / "39.png")
+    assert told in refused("convert", run, tmp_path / "out", "--format", "hf")
+
+    words = ("--folder", tmp_path / "more", "--data.images.store", store)
+    line = refused("train", seen / "config.py", *words, "--initial-weights", seen / "run")
+    assert f"initial_weights '{seen / 'run'}' see through encoder" in line
+    (tmp_path / "student.py").write_text(
+        f"""
+from dataclasses import replace
+from gemma_train.config import Distillation, Online, TopK, load
+
+seeing = load({str(seen / "config.py")!r})
+teacher = Online(weights={str(seen / "run")!r}, dtype="float32")
+config = replace(seeing, loss=Distillation(teacher=teacher, sampler=TopK(candidates=8), chunk=64))
+"""
+    )
+    line = refused("train", tmp_path / "student.py", *words)
+    assert f"loss.teacher.weights '{seen / 'run'}' has seen images by encoder" in line

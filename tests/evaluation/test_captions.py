@@ -1,5 +1,6 @@
 """Captions of held-out images: which documents count, and which answers are right."""
 
+from dataclasses import replace
 from hashlib import sha256
 
 import numpy as np
@@ -51,8 +52,8 @@ def data(tmp_path):
         store, 0, head, [key(n) for n in numbers], np.stack([embedding(n) for n in numbers])
     )
 
-    def make(documents: list) -> DataConfig:
-        writer = TokenWriter(epath.Path(tmp_path / "held_out"), 2**20, SPAN)
+    def make(documents: list, span: ImageSpan = SPAN) -> DataConfig:
+        writer = TokenWriter(epath.Path(tmp_path / "held_out"), 2**20, span)
         for document in documents:
             writer.append(*document)
         writer.finish(Pieces(), {}, [])
@@ -109,6 +110,20 @@ def test_an_answer_is_right_that_is_the_whole_caption_and_ends(data, mesh_of):
     assert [answer.image for answer in found.answers] == [key(n) for n in range(4)]
     assert [answer.is_right for answer in few.answers] == [True, False]
     assert found.right == few.right == 1
+
+
+def test_captions_and_images_that_the_context_has_no_room_for_do_not_end_a_run(data, mesh_of):
+    wide = replace(SPAN, after=CONFIG.context)
+    long = [9] * (CONFIG.context + 5)
+    documents = [captioned(0, [9, EOS]), captioned(1, [*long, EOS]), captioned(2, [8, EOS])]
+    with mesh_of():
+        found = answers(lively(CONFIG), data(documents), most=9, stop_id=EOS)
+        assert found is not None and len(found.answers) == 3
+        assert not found.answers[1].is_right
+        assert len(found.answers[1].said) < CONFIG.context
+        late = captioned(0, [9, EOS])
+        late[0][8:8] = [5] * wide.after
+        assert answers(lively(CONFIG), data([late], wide), most=9, stop_id=EOS) is None
 
 
 def test_chance_is_the_commonest_captions_share():

@@ -17,6 +17,7 @@ from flax import nnx
 from gemma_train.conversion import load_model, named, open_weights
 from gemma_train.conversion.load import load, load_siglip, some_mesh
 from gemma_train.conversion.tensors import Tensor
+from gemma_train.data.images.store import EmbeddingStore, Head, image_key, write_head, write_shard
 from gemma_train.losses import mean_next_token_loss, mean_next_token_loss_and_gradient
 from gemma_train.model import Gemma, gemma, siglip, soft_tokens
 from gemma_train.model.siglip import Siglip
@@ -126,7 +127,7 @@ def in_the_hub(name: str) -> str:
     return name
 
 
-def test_embeddings_kept_on_disk_give_the_same_as_those_made_at_once():
+def test_embeddings_made_ahead_give_the_same_as_those_made_at_once():
     at_once = images(model())
     expected = np.asarray(model().logits(*inputs(), **at_once))
     loss = mean_next_token_loss(model(), *inputs(), **at_once)
@@ -135,12 +136,22 @@ def test_embeddings_kept_on_disk_give_the_same_as_those_made_at_once():
     np.testing.assert_array_equal(mean_next_token_loss(model(), *inputs(), **kept), loss)
 
 
-def test_a_bfloat16_model_takes_embeddings_kept_in_bfloat16_as_its_own():
+def test_a_bfloat16_model_takes_embeddings_out_of_a_store_as_its_own(tmp_path):
     half = load_model(str(FOLDER), dtype="bfloat16")
     made = half.encode_images(reference()["pixels"])
     assert made.dtype == jnp.bfloat16
     index = reference()["image_index"]
     expected = half.logits(*inputs(), image_embeddings=made, image_index_bt=index)
+
+    count, tokens, width = made.shape
+    keys = [image_key(b"%d" % number) for number in range(count)]
+    head = Head(encoder_sha256="a", encoder="b", side=1, tokens=tokens, width=width)
+    write_head(str(tmp_path), head)
+    write_shard(str(tmp_path), 0, head, keys, np.asarray(made))
+    store = EmbeddingStore(str(tmp_path))
+    read = np.stack([store.read(key) for key in keys])
+    found = half.logits(*inputs(), image_embeddings=read, image_index_bt=index)
+    np.testing.assert_array_equal(found, expected)
     for dtype in (jnp.bfloat16, jnp.float32):  # in float32 they are the same numbers
         found = half.logits(*inputs(), **images(half, dtype))
         np.testing.assert_array_equal(found, expected)

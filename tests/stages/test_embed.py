@@ -129,6 +129,20 @@ def test_duplicates_are_encoded_once(photos, encoder, encoded):
     assert "45 images found, 40 different pictures in them, 0 are there; 40 to encode" in said[0]
 
 
+def test_a_shard_that_was_removed_is_made_again_and_no_other(photos, encoder, encoded):
+    recipe = recipe_of(photos)
+    pace = replace(PACE, shard_images=8)
+    run(recipe, encoder, pace)
+    before, counted = files(recipe.image_folder), sum(encoded)
+    for suffix in ("bin", "keys"):
+        (Path(recipe.image_folder) / f"embeddings-00001.{suffix}").unlink()
+    assert len(EmbeddingStore(recipe.image_folder)) == 32
+    assert finished_shards(recipe.image_folder) == [0, 2, 3, 4]
+    run(recipe, encoder, pace)
+    assert sum(encoded) - counted == 8
+    assert files(recipe.image_folder) == before
+
+
 def test_a_second_pass_does_nothing_and_images_that_are_added_are_added(photos, encoder, encoded):
     recipe = recipe_of(photos)
     run(recipe, encoder)
@@ -160,7 +174,7 @@ def test_a_pass_that_ended_early_goes_on_to_the_same_bytes(photos, encoder, monk
     monkeypatch.setattr(stage, "write_shard", failing)
     with pytest.raises(OSError, match="killed"):
         run(recipe, encoder)
-    assert finished_shards(recipe.image_folder) == 1
+    assert finished_shards(recipe.image_folder) == [0]
     monkeypatch.setattr(stage, "write_shard", write)
     encoded.clear()
     run(recipe, encoder)

@@ -7,6 +7,7 @@ models/gemma3/image_processing_gemma3.py).
 """
 
 import io
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from gemma_train.silence import silence_libtiff
 
 # Of raster files alone: no format that runs another program or holds one (EPS, PDF, SVG).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-WIDE = {"I;16": 256.0, "I;16B": 256.0, "I;16L": 256.0, "I": 256.0, "F": 1.0}  # levels to a byte's
+WIDE = ("I;16", "I;16B", "I;16L", "I")  # Pillow's modes of 16 bits a level; I of a TIFF has 32
 MOST_PIXELS = 178_956_970  # Pillow's own guard against decompression bombs
 WHITE = (255, 255, 255)
 
@@ -64,12 +65,15 @@ def decoded(content: bytes, limits: ImageLimits) -> Image.Image:
     """The picture in these bytes, RGB, at its own size. Raises `BadImage`.
 
     Transparent parts are shown on white; 16 bits a colour become 8; of an animation the first
-    picture is taken. What the file says of orientation and colour profile is left alone, as Gemma's
-    own processors leave it.
+    picture is taken. Floats and levels of 32 bits are none: nobody knows how bright they are. What
+    the file says of orientation and colour profile is left alone, as Gemma's own processors leave
+    it.
     """
     image = opened(content, limits)
     with _in_words():
         image.load()
+    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+        raise BadImage("levels of 32 bits or floats: 8 and 16 bits are taken")
     return _rgb(image)
 
 
@@ -83,6 +87,7 @@ def check_size(size: int, limits: ImageLimits) -> None:
 def _quiet() -> None:
     """For good, and for all threads: odd metadata is told by nobody, and sizes are looked at."""
     silence_libtiff()
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
@@ -116,8 +121,8 @@ def _check(image: Image.Image, limits: ImageLimits) -> None:
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode in WIDE:
-        levels = np.asarray(image, np.float64) / WIDE[image.mode]
-        return Image.fromarray(np.uint8(np.clip(levels, 0, 255))).convert("RGB")
+        levels = np.clip(np.asarray(image, np.int64), 0, 65535) // 256
+        return Image.fromarray(np.uint8(levels)).convert("RGB")
     if "A" in image.getbands() or "transparency" in image.info:
         picture = image.convert("RGBA")
         on_white = Image.new("RGBA", picture.size, (*WHITE, 255))

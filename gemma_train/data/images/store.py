@@ -97,12 +97,10 @@ def write_shard(folder: str, number: int, head: Head, images: Sequence[bytes], x
     storage.write_whole(keys, table.tobytes())
 
 
-def finished_shards(folder: str) -> int:
-    """How many shards, from the first on, are whole."""
-    number = 0
-    while _shard_files(folder, number)[1].exists():
-        number += 1
-    return number
+def finished_shards(folder: str) -> list[int]:
+    """The numbers of the whole shards. One that was removed is a gap, which the next one fills."""
+    found = storage.path(folder).glob("embeddings-*.keys")
+    return sorted(int(file.stem.removeprefix("embeddings-")) for file in found)
 
 
 class EmbeddingStore:
@@ -116,12 +114,13 @@ class EmbeddingStore:
         require("://" not in folder, f"image embeddings {folder!r} must be local: copy or mount it")
         self.folder, self.head = folder, read_head(folder)
         self._files = storage.OpenFiles()
-        tables = [self._keys(number) for number in range(finished_shards(folder))]
+        numbers = finished_shards(folder)
+        tables = [self._keys(number) for number in numbers]
         sizes = [len(table) for table in tables]
         table = np.concatenate([*tables, np.empty(0, KEY)])
         order = np.argsort(table["image"], kind="stable")
         self._table = table[order]
-        self._shards = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)[order]
+        self._shards = np.repeat(np.array(numbers, np.int32), sizes)[order]
         places = [np.arange(size, dtype=np.int32) for size in sizes]
         self._places = np.concatenate([*places, np.empty(0, np.int32)])[order]
 

@@ -64,6 +64,13 @@ def test_sixteen_bits_become_eight():
     assert (np.asarray(decoded(content, LIMITS)) == 128).all()
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_levels_whose_white_nobody_knows_are_refused(dtype):
+    content = file(Image.fromarray(np.ones((6, 6), dtype)), "TIFF")
+    with pytest.raises(BadImage, match="levels of 32 bits or floats"):
+        decoded(content, LIMITS)
+
+
 @pytest.mark.parametrize("mode", ["L", "1", "LA"])
 def test_grey_is_grey(mode):
     levels = np.asarray(
