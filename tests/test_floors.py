@@ -23,7 +23,7 @@ FLOORS = (
     ("evaluation",),
     ("config",),
     ("conversion",),
-    ("teachers",),
+    ("teachers", "encoders"),
     ("training", "stages", "sweeps"),
     ("planning",),
     ("commands",),

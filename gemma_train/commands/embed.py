@@ -8,11 +8,11 @@ import jax
 
 from gemma_train.data.images.store import EmbeddingStore, verify
 from gemma_train.data.recipe import load_recipe
+from gemma_train.encoders.embed import Pace, embed
+from gemma_train.encoders.encoder import recipe_encoder
 from gemma_train.errors import require
 from gemma_train.mesh import MeshConfig, make_mesh, start_runtime
 from gemma_train.metrics.wording import byte_count
-from gemma_train.stages.embed import Pace, embed
-from gemma_train.stages.encoder import recipe_encoder
 
 
 # `recipe` is positional on the command line.

@@ -1,1 +1,1 @@
-"""Stages of a Gemma's life: functions that make or change a RunConfig; images embedded ahead."""
+"""Stages of a Gemma's life: functions that make or change a RunConfig."""

@@ -31,11 +31,11 @@ from gemma_train.data.images.store import (
 from gemma_train.data.images.views import View, views
 from gemma_train.data.recipe import ImageTextSource, Recipe
 from gemma_train.data.sources import documents, read_bytes, source_files
+from gemma_train.encoders.encoder import keep_beside
 from gemma_train.errors import require
 from gemma_train.metrics.byte_progress import Advance, progress
 from gemma_train.metrics.wording import byte_count
 from gemma_train.model.siglip import Siglip, encode
-from gemma_train.stages.encoder import keep_beside
 
 Say = Callable[[str], None]
 

@@ -17,11 +17,11 @@ from gemma_train.data.images.decoding import ImageLimits, decoded, pixels, resiz
 from gemma_train.data.images.store import DTYPE, EmbeddingStore, finished_shards, image_key, verify
 from gemma_train.data.images.views import PanAndScan, views
 from gemma_train.data.recipe import ImageEncoding, ImageTextSource, RandomEncoder, Recipe
+from gemma_train.encoders import embed as stage
+from gemma_train.encoders.embed import Pace, embed
+from gemma_train.encoders.encoder import head_of, recipe_encoder
 from gemma_train.errors import UserError
 from gemma_train.model.siglip import Siglip, encode
-from gemma_train.stages import embed as stage
-from gemma_train.stages.embed import Pace, embed
-from gemma_train.stages.encoder import head_of, recipe_encoder
 from gemma_train.vision import VisionConfig
 
 SMALL = VisionConfig(side=8, patch=4, width=8, layers=1, heads=2, hidden=8, tokens=4)
