@@ -1,6 +1,7 @@
 """Local and gs:// paths through one door (etils.epath); writes that are whole or absent; checks."""
 
 import contextlib
+import fcntl
 import glob
 import hashlib
 import importlib.util
@@ -9,6 +10,7 @@ import re
 import secrets
 import shutil
 import time
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import PurePosixPath
 from weakref import finalize
@@ -89,6 +91,20 @@ def remove_abandoned(folder: epath.Path) -> None:
         with contextlib.suppress(FileNotFoundError):
             if file.stat().mtime < time.time() - _ABANDONED_SECONDS:
                 file.unlink()
+
+
+@contextlib.contextmanager
+def alone(folder: epath.Path) -> Iterator[None]:
+    """Hold a local folder for this process; whatever ends it lets go. Raises `UserError` where
+    another holds it."""
+    with open(folder / "lock", "wb") as file:
+        try:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another process writes to {str(folder)!r}: wait for its end, or stop it"
+            ) from None
+        yield
 
 
 def sha256(file: epath.Path) -> str:

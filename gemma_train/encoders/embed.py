@@ -52,8 +52,8 @@ class Pace:
 def embed(recipe: Recipe, encoder: Siglip, head: Head, pace: Pace, say: Say = print) -> None:
     """Write the embeddings that the recipe's store lacks. The mesh is in force.
 
-    Raises `UserError` for a store of another encoder or in a bucket, for a disk that has no room,
-    and for an image that is not taken where its source refuses it.
+    Raises `UserError` for a store of another encoder, in a bucket or written by another process,
+    for a disk that has no room, and for an image that is not taken where its source refuses it.
     """
     folder = recipe.image_folder
     require("://" not in folder, f"images.folder {folder!r} must be local: name one, or mount it")
@@ -65,10 +65,13 @@ def embed(recipe: Recipe, encoder: Siglip, head: Head, pace: Pace, say: Say = pr
     found, files, skipped = _survey(recipe)
     missing = found.keys() - there
     _check_disk(folder, len(found), files, len(missing), head, say)
-    write_head(folder, head)
-    keep_beside(folder, encoder, head)
-    if missing:
-        skipped = _write(recipe, missing, encoder, head, pace)
+    storage.path(folder).mkdir(parents=True, exist_ok=True)
+    with storage.alone(storage.path(folder)):
+        write_head(folder, head)
+        keep_beside(folder, encoder, head)
+        if missing:
+            missing -= set(EmbeddingStore(folder))  # that another has written meanwhile
+            skipped = _write(recipe, missing, encoder, head, pace)
     for name, one in skipped.items():
         _report(name, one, say)
 

@@ -143,6 +143,17 @@ def test_a_shard_that_was_removed_is_made_again_and_no_other(photos, encoder, en
     assert files(recipe.image_folder) == before
 
 
+def test_two_at_once_do_not_write_to_one_store(photos, encoder):
+    recipe = recipe_of(photos)
+    run(recipe, encoder)
+    with (
+        storage.alone(storage.path(recipe.image_folder)),
+        pytest.raises(UserError, match="another process writes to"),
+    ):
+        run(recipe, encoder)
+    run(recipe, encoder)
+
+
 def test_a_second_pass_does_nothing_and_images_that_are_added_are_added(photos, encoder, encoded):
     recipe = recipe_of(photos)
     run(recipe, encoder)
