@@ -78,6 +78,7 @@ def origin(config: RunConfig, weights: Weights | None, parameters_sha256: str | 
         parameters=sum(t.size for t in weights.parameters.values()) if weights else None,
         dtype=teacher.dtype,
         encoder_sha256=read_head(images.store).encoder_sha256 if images else None,
+        images_per_row=images.per_row if images else None,
     )
 
 

@@ -46,6 +46,7 @@ class Origin:
     parameters: Count | None
     dtype: str  # that it ran in
     encoder_sha256: str | None = None  # of the images that it saw; None of text alone
+    images_per_row: Positive | None = None  # room for them, by which rows are cut
 
 
 # How a config, where it has them, calls the fields of an origin.
@@ -60,6 +61,7 @@ _NAMES = {
     "parameters": "teacher's number of parameters",
     "dtype": "loss.teacher.dtype",
     "encoder_sha256": "images' encoder (SHA-256)",
+    "images_per_row": "data.images.per_row",
 }
 
 

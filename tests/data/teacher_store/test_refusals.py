@@ -44,6 +44,7 @@ from tests.data.teacher_store.made import (
         ("parameters", 7, "number of parameters 1000 there, 7 here"),
         ("dtype", "bfloat16", "loss.teacher.dtype 'float32' there, 'bfloat16' here"),
         ("encoder_sha256", "4" * 64, r"images' encoder \(SHA-256\) None there, '4444.*' here"),
+        ("images_per_row", 8, r"data\.images\.per_row None there, 8 here"),
     ],
 )
 def test_every_difference_of_origin_is_refused_with_both_values(field, value, message):
