@@ -11,6 +11,7 @@ import io
 from pathlib import Path
 
 from gemma_train.data.recipe import ImageEncoding, ImageTextSource, RandomEncoder, Recipe
+from gemma_train.storage import path, write_whole
 from gemma_train.vision import VisionConfig
 
 FOLDER = "data/quickstart_images"
@@ -33,7 +34,9 @@ def write_pictures() -> None:
         images.append(content.getvalue())
     captions = [f"This is a handwritten {WORDS[digit]}." for digit in digits.target]
     Path(FOLDER).mkdir(parents=True, exist_ok=True)
-    parquet.write_table(pyarrow.table({"image": images, "text": captions}), PICTURES)
+    content = io.BytesIO()
+    parquet.write_table(pyarrow.table({"image": images, "text": captions}), content)
+    write_whole(path(PICTURES), content.getvalue())  # or not at all, if it is killed
 
 
 if not Path(PICTURES).exists():

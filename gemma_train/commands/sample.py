@@ -47,6 +47,7 @@ def run(arguments: SampleArguments) -> None:
         top_k=arguments.top_k,
         seed=arguments.seed,
     )
+    start_runtime(MeshConfig())
     weights = open_weights(arguments.model)
     held = "bfloat16" if weights.dtype == BFLOAT16 else "float32"
     computed, tokenizer_file = held, arguments.tokenizer or weights.tokenizer
@@ -66,7 +67,6 @@ def run(arguments: SampleArguments) -> None:
     texts = arguments.prompt or ("",)
     pictures = [_pixels(file, weights) for file in arguments.image]
     prompts = tokenizer.encode_batch(texts, bos=True)
-    start_runtime(MeshConfig())
     with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
         model = load(weights, ComputeConfig(dtype=computed, remat="none"), held)
         images = _ahead(prompts, _embedded(weights, pictures), tokenizer) if pictures else []

@@ -7,7 +7,7 @@ from etils import epath
 
 from gemma_train.tokenizer.symbols import IMAGE_PLACEHOLDERS
 
-_EXAMPLES = 3
+_EXAMPLES = 3  # that are kept of each kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,15 +86,15 @@ class Skipped:
     def add(self, file: epath.Path, record: int | str, reason: object) -> None:
         """Count one malformed record."""
         self.malformed += 1
-        self._keep(place(file, record), reason)
+        self._keep(self.malformed, place(file, record), reason)
 
     def add_image(self, where: str, reason: object) -> None:
         """Count a document at this place that has an image which is not taken."""
         self.images += 1
-        self._keep(where, reason)
+        self._keep(self.images, where, reason)
 
-    def _keep(self, where: str, reason: object) -> None:
-        if len(self.examples) < _EXAMPLES:
+    def _keep(self, number: int, where: str, reason: object) -> None:
+        if number <= _EXAMPLES:
             self.examples.append(f"{where}: {' '.join(str(reason).split())}")
 
 

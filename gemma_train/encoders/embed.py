@@ -6,7 +6,7 @@ threads, encoded in batches and written in whole shards. Images keep the recipe'
 begins a batch: a pass that was killed makes the same files as one that was not.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -78,15 +78,21 @@ def embed(recipe: Recipe, encoder: Siglip, head: Head, pace: Pace, say: Say = pr
 
 def _survey(recipe: Recipe) -> tuple[dict[bytes, None], int, dict[str, Skipped]]:
     """The keys of all views in their order, how many image files there are, and what is none."""
-    found, files = {}, 0
+    found: dict[bytes, None] = {}
+    files: Counter[str] = Counter()
     skipped: dict[str, Skipped] = {}
     with _reading("looking for images", recipe) as advance:
         for image in _images(recipe, skipped, advance):
-            files += 1
+            files[image.source.name] += 1
             if image.refused:
                 refuse_image(image.source, skipped[image.source.name], image.place, image.refused)
             found.update(dict.fromkeys(view.key for view in image.views))
-    return found, files, skipped
+    for name, one in skipped.items():
+        require(
+            files[name] > 0 or not one.malformed,
+            f"source {name!r} gave no image; first trouble: {one.examples and one.examples[0]}",
+        )
+    return found, files.total(), skipped
 
 
 class _Image(NamedTuple):

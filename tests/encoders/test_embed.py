@@ -332,3 +332,10 @@ def test_a_recipe_without_images_is_refused(photos):
     recipe = Recipe(name="made", folder="out", tokenizer="none", sources=(text,))
     with pytest.raises(UserError, match="recipe 'made' has no images: add an ImageTextSource"):
         recipe_encoder(recipe)
+
+
+def test_a_source_without_one_image_is_refused_with_its_first_trouble(photos, encoder):
+    for file in photos.glob("*.txt"):
+        file.unlink()
+    with pytest.raises(UserError, match=r"source 'photos' gave no image; first trouble: .*000"):
+        run(recipe_of(photos), encoder)
