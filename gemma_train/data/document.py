@@ -93,6 +93,16 @@ class Skipped:
         self.images += 1
         self._keep(self.images, where, reason)
 
+    def told(self, source: str, *, left_out: str) -> list[str]:
+        """In lines, ahead of the examples; `left_out` says what the `images` are counts of."""
+        kinds = (
+            (self.short, "documents shorter than the minimum"),
+            (self.malformed, "unreadable records left out"),
+            (self.images, left_out),
+        )
+        lines = [f"source {source!r}: {count:,} {words}" for count, words in kinds if count]
+        return lines + [f"    {example}" for example in self.examples]
+
     def _keep(self, number: int, where: str, reason: object) -> None:
         if number <= _EXAMPLES:
             self.examples.append(f"{where}: {' '.join(str(reason).split())}")

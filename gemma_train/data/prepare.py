@@ -92,7 +92,8 @@ def prepare(
             for chunk in _chunks(ready, _CHUNK_BYTES * threads):
                 _add(chunk, parts, source, tokenizer, images, threads)
                 advance(sum(one.read for one in chunk))
-            _report_skipped(source, skipped, report)
+            for line in skipped.told(source.name, left_out="documents left out for an image"):
+                report(line)
             _check_found(source, parts, skipped)
         require(
             parts[TRAIN].documents > 0,
@@ -259,17 +260,6 @@ def _full_disk_in_one_line(folder: epath.Path) -> Iterator[None]:
         raise UserError(
             f"the disk of {str(folder)!r} is full: free some space and run again, which starts anew"
         ) from None
-
-
-def _report_skipped(source: Source, skipped: Skipped, report: Callable[[str], None]) -> None:
-    if skipped.short:
-        report(f"source {source.name!r}: {skipped.short:,} documents shorter than the minimum")
-    if skipped.malformed:
-        report(f"source {source.name!r}: {skipped.malformed:,} unreadable records left out")
-    if skipped.images:
-        report(f"source {source.name!r}: {skipped.images:,} documents left out for an image")
-    for example in skipped.examples:
-        report(f"    {example}")
 
 
 def _check_found(source: Source, parts: dict[str, _Part], skipped: Skipped) -> None:

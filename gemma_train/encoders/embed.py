@@ -73,7 +73,8 @@ def embed(recipe: Recipe, encoder: Siglip, head: Head, pace: Pace, say: Say = pr
             missing -= set(EmbeddingStore(folder))  # that another has written meanwhile
             skipped = _write(recipe, missing, encoder, head, pace)
     for name, one in skipped.items():
-        _report(name, one, say)
+        for line in one.told(name, left_out="images not taken"):
+            say(line)
 
 
 def _survey(recipe: Recipe) -> tuple[dict[bytes, None], int, dict[str, Skipped]]:
@@ -235,12 +236,3 @@ def _fetched(batch: tuple[_Picture, ...], answer, advance: Advance) -> list:
     made = [(p.key, one.astype(DTYPE)) for p, one in zip(batch, embeddings, strict=True)]
     advance(sum(one.nbytes for _, one in made))
     return made
-
-
-def _report(name: str, skipped: Skipped, say: Say) -> None:
-    if skipped.malformed:
-        say(f"source {name!r}: {skipped.malformed:,} unreadable records left out")
-    if skipped.images:
-        say(f"source {name!r}: {skipped.images:,} images not taken")
-    for example in skipped.examples:
-        say(f"    {example}")

@@ -159,11 +159,10 @@ def test_without_its_encoder_a_run_sees_nothing_and_another_is_noticed(
         shutil.move(away, kept)
 
 
-def test_a_run_goes_on_with_the_encoder_that_it_began_with(
-    seen, corpus, squares, refused, tmp_path
-):
-    config, store = tmp_path / "config.py", tmp_path / "store"
-    recipe = tmp_path / "recipe.py"
+@pytest.fixture
+def other_store(corpus, squares, tmp_path) -> Path:
+    """The embeddings of another encoder of the same sizes."""
+    recipe, store = tmp_path / "recipe.py", tmp_path / "store"
     recipe.write_text(
         RECIPE.format(
             folder=str(tmp_path / "data"),
@@ -175,6 +174,11 @@ def test_a_run_goes_on_with_the_encoder_that_it_began_with(
     )
     assert command_line.run(["embed", str(recipe)]) == 0
     assert read_head(str(store)).encoder == "random weights of seed 1"
+    return store
+
+
+def test_a_run_goes_on_with_the_encoder_that_it_began_with(seen, other_store, refused, tmp_path):
+    config = tmp_path / "config.py"
     shutil.copytree(seen / "run", tmp_path / "run")
     (tmp_path / "run/summary.json").unlink()
     config.write_text(
@@ -182,7 +186,7 @@ def test_a_run_goes_on_with_the_encoder_that_it_began_with(
             text=str(seen / "text.py"),
             folder=str(tmp_path / "run"),
             data=str(seen / "data"),
-            store=str(store),
+            store=str(other_store),
         )
     )
     line = refused("train", config)
@@ -258,20 +262,10 @@ def test_evaluate_takes_any_mesh(seen, gemma_train):
 
 
 def test_a_store_of_another_encoder_is_noticed_by_every_command(
-    seen, corpus, squares, refused, tmp_path
+    seen, other_store, squares, refused, tmp_path
 ):
     """The run's store was made anew, with another encoder of the same sizes."""
-    run, store = tmp_path / "run", tmp_path / "store"
-    (tmp_path / "recipe.py").write_text(
-        RECIPE.format(
-            folder=str(tmp_path / "data"),
-            store=str(store),
-            tokenizer=f"{corpus}/tokenizer.model",
-            files=f"{squares}/*.png",
-            seed=1,
-        )
-    )
-    assert command_line.run(["embed", str(tmp_path / "recipe.py")]) == 0
+    run, store = tmp_path / "run", other_store
     shutil.copytree(seen / "run", run)
     record = run / "config.py"
     record.write_text(record.read_text().replace(str(seen / "store"), str(store)))
