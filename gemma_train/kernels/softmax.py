@@ -9,6 +9,11 @@ HIDDEN = -1e30
 
 def masked_softmax(scores: jax.Array, seen: jax.Array, soft_cap: float | None) -> jax.Array:
     """Softmax of float32 [..., t, s] scores over s, the cap applied before the mask."""
+    return jax.nn.softmax(masked_scores(scores, seen, soft_cap), axis=-1)
+
+
+def masked_scores(scores: jax.Array, seen: jax.Array, soft_cap: float | None) -> jax.Array:
+    """The scores, capped, of keys that are seen; `HIDDEN` of others."""
     if soft_cap is not None:
         scores = soft_cap * jnp.tanh(scores / soft_cap)
-    return jax.nn.softmax(jnp.where(seen, scores, HIDDEN), axis=-1)
+    return jnp.where(seen, scores, HIDDEN)

@@ -9,8 +9,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import reshard
 
 from gemma_train.axes import activation
-from gemma_train.kernels.attention import attention
-from gemma_train.kernels.attention_mask import AttentionMask
+from gemma_train.kernels.attention.attention import attention
+from gemma_train.kernels.attention.mask import AttentionMask
 from gemma_train.kernels.contraction import contract, contract_each
 from gemma_train.model.config import ComputeConfig, GemmaConfig, Kind
 from gemma_train.model.layers import rms_norm, rotate

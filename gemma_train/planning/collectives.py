@@ -157,7 +157,8 @@ def _collective(
         axes = tuple(mesh_shape)[:1]  # slices lie along the first axis
     else:
         network, group = "ici", group_of(attributes, program.partitions)
-        axes = axes_of(group, mesh_shape, program.partitions)
+        whole = kind != "collective-permute"
+        axes = axes_of(group, mesh_shape, program.partitions, whole=whole)
     arrays = _full_arrays(site)
     largest = max(arrays, key=lambda array: array.bytes)
     return Collective(

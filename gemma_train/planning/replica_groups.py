@@ -68,11 +68,13 @@ def slices_of(attributes: str) -> tuple[int, ...]:
 
 
 def axes_of(
-    group: tuple[int, ...], mesh_shape: Mapping[str, int], partitions: int
+    group: tuple[int, ...], mesh_shape: Mapping[str, int], partitions: int, *, whole: bool = True
 ) -> tuple[str, ...]:
-    """The mesh axes along which a group of a slice's devices lies, () where it fills none exactly.
+    """The mesh axes along which a group of a slice's devices lies.
 
-    Slices lie along the mesh's first axis, as `gemma_train.mesh` lays them out.
+    () where it does not fill them exactly, unless it need not be `whole`: a permutation ties only
+    those together that send to each other. Slices lie along the mesh's first axis, as
+    `gemma_train.mesh` lays them out.
     """
     names, sizes = list(mesh_shape), list(mesh_shape.values())
     slices = math.prod(sizes) // partitions
@@ -83,7 +85,7 @@ def axes_of(
         return ()
     coordinates = np.unravel_index(np.array(group), sizes)
     varying = [axis for axis, at in enumerate(coordinates) if len(set(at.tolist())) > 1]
-    if math.prod(sizes[axis] for axis in varying) != len(set(group)):
+    if whole and math.prod(sizes[axis] for axis in varying) != len(set(group)):
         return ()
     return tuple(names[axis] for axis in varying)
 

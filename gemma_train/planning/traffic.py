@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from gemma_train.config import RunConfig
-from gemma_train.kernels.attention_splash import reach
+from gemma_train.kernels.attention.splash_tables import is_mirrored, reach
 from gemma_train.losses.distillation import Distillation
-from gemma_train.model.config import GemmaConfig, Kind
+from gemma_train.model.config import GemmaConfig
 from gemma_train.planning.collectives import Total
 from gemma_train.planning.memory import (
     BYTES,
@@ -124,7 +124,7 @@ def _gathers(
     tables = (table * rows / split if rows > 1 else 0) + (table / rows if split > rows else 0)
     layers = passes * model.layers * layer_parameters(model) * width * hops(config)
     keys = 2 * model.key_value_heads * model.head_dimension * width
-    far = sum(not _stays_near(config, model, kind) for kind in model.kinds)
+    far = model.kinds.count("global")
     return Gathers(
         layers=config.accumulation * layers,
         table=config.accumulation * tables,
@@ -133,10 +133,22 @@ def _gathers(
     )
 
 
-def _stays_near(config: RunConfig, model: GemmaConfig, kind: Kind) -> bool:
-    """Whether a layer of this kind sees no further than its left neighbour along seq."""
-    reached = reach(model.window) if kind == "local" else None
-    return reached is not None and reached <= config.data.sequence_length // config.mesh.seq
+def _exchanged(config: RunConfig, model: GemmaConfig) -> float:
+    """Bytes of one pass that a chip sends to neighbours along seq, for attention.
+
+    Keys and values of a window (and of an image, ahead) for local layers; for global ones half of
+    the queries, and of what is found for them, to the mirror shard.
+    """
+    mesh, length = config.mesh, config.data.sequence_length // config.mesh.seq
+    rows = config.data.batch_rows / (mesh.replica * mesh.data)
+    keys = 2 * model.key_value_heads * model.head_dimension
+    queries = model.query_heads * model.head_dimension
+    others = (mesh.seq - 1) * length
+    ahead = min(model.vision.tokens, others) if model.vision and config.row_images else 0
+    halo = min(reach(model.window), others) + ahead if model.window else 0
+    swapped = length * is_mirrored(length, mesh.seq)  # two halves
+    local, far = (model.kinds.count(kind) for kind in ("local", "global"))
+    return rows * config.compute.bytes * (local * halo * keys + far * swapped * queries)
 
 
 def hops(config: RunConfig) -> float:
@@ -149,10 +161,9 @@ def hops(config: RunConfig) -> float:
 def expected_traffic(config: RunConfig, state: StateBytes) -> Traffic:
     """The bytes that the step's design asks for.
 
-    Layers whose window lies within a shard send its last keys and values to the right, and get
-    their gradients back. What is gathered is sent but for a chip's own part, and sent back once as
-    a gradient; gradients are summed over replica on the shard; offloaded activations go to the host
-    and come back; a store's candidates come from it.
+    What is gathered is sent but for a chip's own part, and sent back once as a gradient; so is what
+    neighbours along seq exchange. Gradients are summed over replica on the shard; offloaded
+    activations go to the host and come back; a store's candidates come from it.
     """
     mesh, gathered = config.mesh, expected_gathers(config)
     split, rows = mesh.data * mesh.seq, table_parts(config)
@@ -161,11 +172,7 @@ def expected_traffic(config: RunConfig, state: StateBytes) -> Traffic:
     # In hops a chip still receives each other chip's part of a weight once.
     layers = with_gradient * gathered.layers / max(hops(config), 1) * (split - 1) / split
     keys = with_gradient * gathered.keys * (mesh.seq - 1) / mesh.seq
-    near = [kind for kind in config.model.kinds if _stays_near(config, config.model, kind)]
-    halos = 2 * config.model.key_value_heads * config.model.head_dimension * config.compute.bytes
-    halos *= len(near) * (reach(config.model.window) or 0) * (mesh.seq > 1)
-    rows_here = config.data.batch_rows / (mesh.replica * mesh.data)
-    keys += (passes + 1) * rows_here * halos
+    keys += (passes + 1) * _exchanged(config, config.model)
     table = 2 * gathered.table
     tokens = (2 * gathered.tokens + gathered.candidates) * (rows - 1) / rows
     within, slices = mesh.replica // mesh.slices, mesh.slices

@@ -147,6 +147,7 @@ def test_a_layer_is_whole_in_memory_and_the_stack_is_not(on_a_slice):
         ("all_reduce", "all-reduce", [2 * MIB], [("data_major", "data_minor")], 16),
         ("scatter", "reduce-scatter", [2 * MIB, MIB // 2], [("data_major",), ("data_minor",)], 4),
         ("permute", "collective-permute", [2 * MIB], [("data_minor",)], 4),
+        ("mirror", "collective-permute", [2 * MIB], [("data_minor",)], 2),
         ("exchange", "all-to-all", [2 * MIB], [("data_major",)], 4),
         ("scalar", "all-reduce", [4], [("data_major", "data_minor")], 16),
     ],
@@ -169,6 +170,7 @@ def test_one_collective_is_found_as_it_was_written(mesh_of_chips, name, kind, si
             P(*both),
         ),
         "permute": (lambda x: lax.ppermute(x, both[1], ring), P(both)),
+        "mirror": (lambda x: lax.ppermute(x, both[1], [(i, 3 - i) for i in range(4)]), P(both)),
         "exchange": (lambda x: lax.all_to_all(x, both[0], 1, 0, tiled=True), P(both)),
         "scalar": (lambda x: lax.psum(jnp.sum(x.astype(jnp.float32)), both), P()),
     }

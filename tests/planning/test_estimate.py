@@ -134,16 +134,28 @@ def test_microbatches_gather_the_weights_again(pod_run):
     assert 1.5 * once < expected_traffic(pod_run(accumulation=2), state).ici_bytes < 2 * once
 
 
-def test_keys_are_gathered_along_seq_where_a_layer_sees_beyond_its_neighbour(pod_run):
+def test_keys_are_gathered_along_seq_for_global_layers_alone(pod_run):
     near = pod_run(mesh__data=4, mesh__seq=4)  # 2,048 tokens a chip, windows of 512
     far = pod_run(mesh__data=4, mesh__seq=4, model__window=4096)
     model, tokens = near.model, near.step_tokens / near.mesh.devices
     of_a_layer = 2 * 2 * model.key_value_heads * model.head_dimension * tokens * 4 * 2
     assert expected_gathers(near).keys == of_a_layer * model.kinds.count("global")
-    assert expected_gathers(far).keys == of_a_layer * model.layers
+    assert expected_gathers(far).keys == expected_gathers(near).keys
     assert expected_gathers(pod_run()).keys == 0
-    alone = state_bytes(near)
-    assert expected_traffic(near, alone).ici_bytes < expected_traffic(far, alone).ici_bytes
+
+
+def test_a_window_takes_its_own_length_from_neighbours_and_images_theirs(pod_run):
+    def sent(**changes) -> float:
+        run = pod_run(mesh__data=4, mesh__seq=4, **changes)
+        return expected_traffic(run, state_bytes(run)).ici_bytes
+
+    run = pod_run(mesh__data=4, mesh__seq=4)
+    model, rows = run.model, run.data.batch_rows / (run.mesh.replica * run.mesh.data)
+    of_a_key = 3 * 2 * 2 * model.key_value_heads * model.head_dimension  # two passes, one back
+    of_keys = rows * of_a_key * model.kinds.count("local")
+    assert sent(model__window=4096) - sent() == pytest.approx(of_keys * (4096 - 512))
+    # A row has no more than 6,144 keys that are another chip's.
+    assert sent(model__window=8000) - sent() == pytest.approx(of_keys * (6144 - 512))
 
 
 def test_compiled_traffic_is_what_each_network_carries(total_of):

@@ -80,3 +80,9 @@ def test_slices_lie_along_the_first_axis():
 def test_without_a_mesh_that_fits_no_axes_are_named():
     assert axes_of((0, 1), {}, 16) == ()
     assert axes_of((0, 1), {"replica": 1, "data_major": 24, "seq": 1}, 16) == ()
+
+
+def test_devices_that_send_to_each_other_need_not_fill_an_axis():
+    mesh = {"replica": 1, "data_major": 4, "seq": 4}
+    assert axes_of((1, 2), mesh, 16) == ()
+    assert axes_of((1, 2), mesh, 16, whole=False) == ("seq",)

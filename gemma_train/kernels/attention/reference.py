@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from gemma_train.kernels.attention_mask import AttentionMask, allowed
+from gemma_train.kernels.attention.mask import AttentionMask, allowed
 from gemma_train.kernels.softmax import masked_softmax
 
 
