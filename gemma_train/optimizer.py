@@ -88,7 +88,7 @@ def rewound(moments: optax.OptState) -> optax.OptState:
     """The optimizer's state with its schedule at the first step again, and Adam's moments kept.
 
     Adam's own count is kept with them: it says how far the averages have come from the zeros that
-    they began with. At 0 the first update would be 1 / (1 - beta1) times too long.
+    they began with. At 0, with betas of 0.9 and 0.95, the first update would be 2.2 times too long.
     """
 
     def schedule(part: Any) -> bool:
