@@ -45,11 +45,11 @@ def long_context(
     and a size that stays at 32,768 tokens as published (270M, 1B).
     """
     require(1 < factor < math.inf, f"factor is {factor:g}: it must be above 1, such as {FACTOR:g}")
-    mesh, data, was = mesh or run.mesh, run.data, run.model.context
-    context = round(factor * was) if length is None else length
+    mesh, data, was = mesh or run.mesh, run.data, run.model
+    context = round(factor * was.context) if length is None else length
     require(
-        context > was,
-        f"length is {context}: it must be longer than the run's model.context, {was}",
+        context > was.context,
+        f"length is {context}: it must be longer than the run's model.context, {was.context}",
     )
     row = round(factor * data.sequence_length) if length is None else length
     rows = _rows(run, mesh, row) if batch_rows is None else batch_rows
@@ -60,9 +60,7 @@ def long_context(
     return replace(
         run,
         folder=folder or f"{run.folder}_long",
-        model=replace(
-            run.model, context=context, global_rope_factor=factor * run.model.global_rope_factor
-        ),
+        model=replace(was, context=context, global_rope_factor=factor * was.global_rope_factor),
         data=_with_length(mixture, row),
         steps=round(tokens / (rows * row)),
         initial_weights=run.folder,
