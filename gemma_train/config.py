@@ -10,7 +10,7 @@ import difflib
 import pprint
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from etils import epath
 
@@ -24,7 +24,7 @@ from gemma_train.losses.distillation import Distillation, Online, Stored
 from gemma_train.losses.next_token import NextToken
 from gemma_train.mesh import MeshConfig
 from gemma_train.model.config import ComputeConfig, GemmaConfig
-from gemma_train.model.sizes import GEMMA3_1B
+from gemma_train.model.sizes import GEMMA3_1B, kept_short
 from gemma_train.optimizer import OptimizerConfig
 from gemma_train.run_files import RECORD
 from gemma_train.samplers import Counts, Dense, Gumbel, Multinomial, Priority, TopK, size
@@ -41,6 +41,7 @@ class RunConfig:
     steps: int  # optimizer steps of the whole run
     seed: int = 0  # of the initial parameters
     initial_weights: str | None = None  # a Hugging Face, gemma or run folder to begin from
+    initial_moments: Literal["fresh", "kept"] = "fresh"  # Adam's; kept: of the initial_weights' run
     accumulation: int = 1  # microbatches a step; each holds batch_rows / accumulation rows
     loss: NextToken | Distillation = NextToken()  # what is minimised
     optimizer: OptimizerConfig = OptimizerConfig()  # how
@@ -89,7 +90,22 @@ class RunConfig:
             f"loss.sampler.candidates is {kept}, more than the vocabulary's {vocabulary}: "
             "choose fewer",
         )
+        self._check_beginning()
         self._check_untaught()
+
+    def _check_beginning(self) -> None:
+        """Moments come from a run's folder, and some sizes keep the RoPE they begin with."""
+        require(
+            self.initial_moments == "fresh" or self.initial_weights is not None,
+            f"initial_moments is {self.initial_moments!r}, but initial_weights is None: name the "
+            "folder of the run whose moments are kept",
+        )
+        factor, short = self.model.global_rope_factor, kept_short(self.model)
+        require(
+            short is None or factor == 1,
+            f"model.global_rope_factor is {factor:g}, but {short} stays at 32,768 tokens, as "
+            "published: leave it at 1, or train 4B or more",
+        )
 
     def _check_untaught(self) -> None:
         """Rows that learn from the text alone need a store that is silent, and a loss of theirs."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from gemma_train.errors import require
@@ -81,6 +82,22 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
             mask=decays,
         ),
     )
+
+
+def rewound(moments: optax.OptState) -> optax.OptState:
+    """The optimizer's state with its schedule at the first step again, and Adam's moments kept.
+
+    Adam's own count is kept with them: it says how far the averages have come from the zeros that
+    they began with. At 0, with betas of 0.9 and 0.95, the first update would be 2.2 times too long.
+    """
+
+    def schedule(part: Any) -> bool:
+        return isinstance(part, optax.ScaleByScheduleState)
+
+    def begun(part: Any) -> Any:
+        return jax.tree.map(jnp.zeros_like, part) if schedule(part) else part
+
+    return jax.tree.map(begun, moments, is_leaf=schedule)
 
 
 def decays(parameters: Any) -> Any:

@@ -32,8 +32,10 @@ NAMES = vars(configs)
 
 def test_there_is_a_config_for_the_quickstart_and_for_each_published_size():
     published = {name.lower() for name in dir(sizes) if name.startswith("GEMMA")}
+    long = {f"gemma3_{size}_long" for size in ("4b", "12b", "27b")}
     quickstarts = {"quickstart", "quickstart_text", "distilled_quickstart"}
-    assert {file.stem for file in FILES} == {*quickstarts, *published}
+    quickstarts |= {"quickstart_512", "long_quickstart"}
+    assert {file.stem for file in FILES} == {*quickstarts, *published, *long}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -50,7 +52,10 @@ def test_a_config_trains_the_size_it_is_named_after_on_a_mesh_that_splits_it(fil
     config = load(str(file))
     if "quickstart" in file.stem:
         return
-    assert config.model == getattr(sizes, file.stem.upper())
+    model = getattr(sizes, file.stem.upper().removesuffix("_LONG"))
+    if file.stem.endswith("_long"):
+        model = replace(model, context=131_072, global_rope_factor=8.0)
+    assert config.model == model
     axes = config.mesh.axis_sizes
     spec = split("vd", (config.model.vocabulary, config.model.width), axes)
     used = {axis for part in spec for axis in (part if isinstance(part, tuple) else [part]) if axis}
@@ -73,13 +78,28 @@ def test_gemma_3_has_the_mesh_and_the_tokens_of_its_report(stem, replica, data, 
     assert config.steps * config.step_tokens == pytest.approx(tokens, rel=1e-5)
 
 
+@pytest.mark.parametrize("stem", ["gemma3_4b", "gemma3_12b", "gemma3_27b"])
+def test_the_stage_to_131072_tokens_has_the_chips_and_the_step_of_the_pretraining(stem):
+    pretrained, long = (load(str(FILES[0].parent / f"{stem}{end}.py")) for end in ("", "_long"))
+    assert long.data.sequence_length == 131_072
+    assert (long.initial_weights, long.folder) == (pretrained.folder, f"{pretrained.folder}_long")
+    assert long.step_tokens == pretrained.step_tokens
+    for name in ("replica", "slices", "topology", "devices"):
+        assert getattr(long.mesh, name) == getattr(pretrained.mesh, name)
+    assert long.data.batch_rows == long.mesh.replica * long.mesh.data  # one a shard of positions
+    assert 131_072 % long.mesh.seq == 0
+    assert 131_072 // long.mesh.seq >= long.model.window  # a neighbour's keys are enough
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_the_data_of_a_config_is_what_the_recipes_of_its_name_write(file, tmp_path, monkeypatch):
     monkeypatch.chdir(file.parents[1])
     config = load(str(file))
+    (tmp_path / "data_recipes").symlink_to(file.parents[1] / "data_recipes")
     monkeypatch.chdir(tmp_path)  # a recipe may write what it reads
-    name = file.stem.removeprefix("distilled_").split("_")[0]
+    name = file.stem.removeprefix("distilled_").removeprefix("long_").split("_")[0]
     names = [name, f"{name}_images"] if config.data.images else [name]
+    names += [f"{name}_long"] if "long" in file.stem else []
     recipes = [load_recipe(str(file.parents[1] / f"data_recipes/{one}.py")) for one in names]
     for recipe in recipes:
         tokenizer = recipe.tokenizer

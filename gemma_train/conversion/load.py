@@ -42,6 +42,39 @@ def open_weights(
     are left out if it has no `vision`. Of a run the newest checkpoint is taken, or that of `step`.
     Raises `UserError` for whatever is not such a folder, or not whole.
     """
+    weights = _opened(path, expected, step)
+    if expected is not None:
+        _check_model(path, weights.config, expected)
+    return weights
+
+
+def open_beginning(path: str, model: GemmaConfig) -> Weights:
+    """The same, for a run of `model` to begin from: weights of a shorter context as well.
+
+    They are where the model's RoPE factor is larger than theirs, which is what `long_context`
+    makes of a run. A longer context by itself, or a larger factor, is refused.
+    """
+    weights = _opened(path, model, None)
+    found, factor = weights.config, model.global_rope_factor
+    is_longer = model.context > found.context
+    require(
+        not is_longer or factor != found.global_rope_factor,
+        f"model.context is {model.context}, but {path!r} was trained at {found.context} with the "
+        f"same model.global_rope_factor, {factor:g}: lengthen the run by stages.long_context "
+        "(docs/long_context.md)",
+    )
+    require(
+        is_longer or factor <= found.global_rope_factor,
+        f"model.global_rope_factor is {factor:g}, but {path!r} was trained with "
+        f"{found.global_rope_factor:g} at a model.context of {found.context}, as long as this "
+        "run's: lengthen the run by stages.long_context (docs/long_context.md)",
+    )
+    factor = max(factor, found.global_rope_factor)
+    _check_model(path, replace(found, global_rope_factor=factor), model)
+    return weights
+
+
+def _opened(path: str, expected: GemmaConfig | None, step: int | None) -> Weights:
     folder = storage.existing(path, "model folder")
     require(
         folder.is_dir(),
@@ -62,14 +95,16 @@ def open_weights(
         )
     if expected is not None and expected.vision is None and weights.config.vision is not None:
         weights = weights.text_alone()
-    if expected is not None:
-        found = differences(_computed(weights.config), _computed(expected), "model")
-        require(
-            not found,
-            f"{path!r} holds another model than the config ({'; '.join(found[:3])}): "
-            "make the config agree with it",
-        )
     return weights
+
+
+def _check_model(path: str, found: GemmaConfig, expected: GemmaConfig) -> None:
+    different = differences(_computed(found), _computed(expected), "model")
+    require(
+        not different,
+        f"{path!r} holds another model than the config ({'; '.join(different[:3])}): "
+        "make the config agree with it",
+    )
 
 
 def _computed(config: GemmaConfig) -> GemmaConfig:

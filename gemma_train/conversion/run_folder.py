@@ -1,5 +1,7 @@
 """Run folders: the parameters in a run's newest checkpoint, and runs made of imported weights."""
 
+from typing import Any
+
 from etils import epath
 from orbax.checkpoint import path as orbax_path
 
@@ -22,11 +24,10 @@ from gemma_train.data.images.store import read_head
 from gemma_train.errors import require
 from gemma_train.leaves import by_path, from_paths
 from gemma_train.metrics.byte_progress import Advance
-from gemma_train.model import Gemma
 from gemma_train.run_files import CHECKPOINTS, ENCODER, RECORD, TOKENIZER
 from gemma_train.vision import VisionConfig
 
-_MODEL = "model/"
+MODEL, MOMENTS = "model/", "moments/"  # what leaves of a checkpoint begin with
 
 
 def is_folder(folder: epath.Path) -> bool:
@@ -42,11 +43,7 @@ def read(folder: epath.Path, step: int | None = None) -> Weights:
     run = read_record(str(folder))
     step, recorded = _finished_step(folder, step), storage.path(run.data.tokenizer)
     checkpoint = _checkpoint(folder, step)
-    leaves = {
-        name.removeprefix(_MODEL): tensor
-        for name, tensor in orbax_arrays.stored(checkpoint).items()
-        if name.startswith(_MODEL)
-    }
+    leaves = _part(checkpoint, MODEL)
     seen = encoder_record.read(str(folder))
     weights = Weights(
         source=str(folder),
@@ -91,11 +88,42 @@ def _read_encoder(expected: VisionConfig, folder: epath.Path) -> Tensors:
     return tensors
 
 
-def restore(folder: epath.Path, step: int, like: Gemma) -> Gemma:
-    """A checkpoint's parameters, each leaf placed and cast as `like` says."""
-    wanted = {_MODEL + path: leaf for path, leaf in by_path(like).items()}
+def restore[Tree](folder: epath.Path, step: int, like: Tree, part: str = MODEL) -> Tree:
+    """A part of a checkpoint (its model, its moments), each leaf placed and cast as `like` says."""
+    wanted = {part + path: leaf for path, leaf in by_path(like).items()}
     found = orbax_arrays.load(_checkpoint(folder, step), wanted)
-    return from_paths({path.removeprefix(_MODEL): leaf for path, leaf in found.items()}, like)
+    return from_paths({path.removeprefix(part): leaf for path, leaf in found.items()}, like)
+
+
+def check_moments(weights: Weights, like: Any) -> None:
+    """Raise `UserError` unless these are a run's, and its checkpoint has moments shaped as `like`.
+
+    A run that `convert` made, or that another optimizer trained, has none.
+    """
+    require(
+        weights.step is not None,
+        f"{weights.source!r} is no run, and only a run's checkpoint has moments: begin with fresh "
+        "ones (initial_moments='fresh')",
+    )
+    checkpoint = _checkpoint(storage.path(weights.source), weights.step or 0)
+    found = {name: tensor.shape for name, tensor in _part(checkpoint, MOMENTS).items()}
+    wanted = {path: leaf.shape for path, leaf in by_path(like).items()}
+    missing = [path for path, shape in wanted.items() if found.get(path) != shape]
+    require(
+        not missing,
+        f"checkpoint {checkpoint} does not hold this optimizer's moments ({len(missing)} of "
+        f"{len(wanted)} are missing or of another shape, such as {(missing or [''])[0]}): begin "
+        "with fresh ones (initial_moments='fresh')",
+    )
+
+
+def _part(checkpoint: epath.Path, part: str) -> Tensors:
+    """The leaves of one part of a checkpoint, by their path in it."""
+    return {
+        name.removeprefix(part): tensor
+        for name, tensor in orbax_arrays.stored(checkpoint).items()
+        if name.startswith(part)
+    }
 
 
 def write(weights: Weights, folder: epath.Path, advance: Advance, *, name: str) -> None:
@@ -123,7 +151,7 @@ def write(weights: Weights, folder: epath.Path, advance: Advance, *, name: str) 
     leaves = stacked({n: t for n, t in weights.tensors.items() if n not in encoder}, config)
     orbax_arrays.save(
         folder / CHECKPOINTS / "0",
-        {_MODEL + name: tensor for name, tensor in leaves.items()},
+        {MODEL + name: tensor for name, tensor in leaves.items()},
         advance,
         metadata={"next_row": 0, "config": record(run)},
     )

@@ -264,5 +264,6 @@ def _full_disk_in_one_line(folder: epath.Path) -> Iterator[None]:
 
 def _check_found(source: Source, parts: dict[str, _Part], skipped: Skipped) -> None:
     found = sum(part.counts[source.name].documents for part in parts.values())
+    short = f"; {skipped.short:,} are shorter than its minimum_characters" if skipped.short else ""
     first = f"; first trouble: {skipped.examples[0]}" if skipped.examples else ""
-    require(found > 0, f"source {source.name!r} gave no document{first}")
+    require(found > 0, f"source {source.name!r} gave no document{short}{first}")

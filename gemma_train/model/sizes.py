@@ -95,3 +95,14 @@ GEMMA3_27B = replace(
     hidden=21_504,
     query_scale=5376 / 32,  # width / heads, not the head dimension
 )
+
+_SHORT = {"Gemma 3 270M": GEMMA3_270M, "Gemma 3 1B": GEMMA3_1B}
+
+
+def kept_short(model: GemmaConfig) -> str | None:
+    """The name of the published size whose RoPE is never rescaled, where `model` is one.
+
+    It is known by the shapes of its text, so that no change of context, RoPE or images hides it.
+    """
+    shapes = (model.layers, replace(model, vision=None).sizes)
+    return next((name for name, it in _SHORT.items() if (it.layers, it.sizes) == shapes), None)

@@ -7,7 +7,7 @@ import jax
 from jax.sharding import Mesh
 
 from gemma_train.config import RunConfig
-from gemma_train.conversion.load import open_weights
+from gemma_train.conversion.load import open_beginning, open_weights
 from gemma_train.conversion.tensors import Weights
 from gemma_train.data.pipeline import batches, check
 from gemma_train.data.teacher_store.reading import TeacherStore
@@ -27,7 +27,12 @@ from gemma_train.tokenizer.tokenizer import Tokenizer
 from gemma_train.training.checkpoint import Checkpoints
 from gemma_train.training.claim import claim
 from gemma_train.training.images import check_beginning, keep_encoder, store_head
-from gemma_train.training.state import TrainState, imported_state, initial_state
+from gemma_train.training.state import (
+    TrainState,
+    check_moments,
+    imported_state,
+    initial_state,
+)
 from gemma_train.training.step import make_step
 from gemma_train.training.stop import StopRequest
 
@@ -58,6 +63,7 @@ def train(config: RunConfig, say: Callable[[str], None] = print) -> Outcome:
         saved = checkpoints.latest_step
         weights = None if saved else _weights(config, begun=saved is not None)
         check_beginning(weights, head)
+        check_moments(config, weights)
         claim(config, begun=saved is not None)
         keep_teacher(config, taught_by, begun=saved is not None)
         keep_encoder(config, head, begun=saved is not None)
@@ -71,9 +77,12 @@ def train(config: RunConfig, say: Callable[[str], None] = print) -> Outcome:
 
 def _weights(config: RunConfig, *, begun: bool) -> Weights | None:
     """What the run begins from, opened but not read; a run made by `convert` has it at step 0."""
-    source = config.folder if begun else config.initial_weights
-    with asked_by("folder" if begun else "initial_weights"):
-        return open_weights(source, config.model) if source else None
+    if begun:
+        with asked_by("folder"):
+            return open_weights(config.folder, config.model)
+    with asked_by("initial_weights"):
+        source = config.initial_weights
+        return open_beginning(source, config.model) if source else None
 
 
 def _first_state(config: RunConfig, weights: Weights | None) -> TrainState:

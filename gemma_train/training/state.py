@@ -7,11 +7,15 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from gemma_train import storage
 from gemma_train.config import RunConfig
+from gemma_train.conversion import run_folder
 from gemma_train.conversion.load import load
+from gemma_train.conversion.run_folder import MOMENTS
 from gemma_train.conversion.tensors import Weights
+from gemma_train.errors import asked_by
 from gemma_train.model import Gemma
-from gemma_train.optimizer import make_optimizer
+from gemma_train.optimizer import make_optimizer, rewound
 from gemma_train.placement import abstract
 
 
@@ -31,18 +35,38 @@ def initial_state(config: RunConfig) -> TrainState:
 
 
 def imported_state(config: RunConfig, weights: Weights) -> TrainState:
-    """The same with the parameters of a folder that was opened for this model."""
-    return _begun(config, load(replace(weights, config=config.model), config.compute))
+    """The same with the parameters of a folder that was opened for this model, and its moments.
+
+    Those are kept where the config says so: then the schedule alone begins anew.
+    """
+    model = load(replace(weights, config=config.model), config.compute)
+    if config.initial_moments == "fresh" or weights.step is None:
+        return _begun(config, model)
+    like = abstract_state(config).moments
+    kept = run_folder.restore(storage.path(weights.source), weights.step, like, MOMENTS)
+    moments = jax.jit(rewound, donate_argnums=0)(kept)
+    return TrainState(step=jax.jit(_no_steps)(), model=model, moments=moments)
+
+
+def check_moments(config: RunConfig, weights: Weights | None) -> None:
+    """Raise `UserError` where the config keeps moments that the weights did not come with."""
+    if config.initial_moments == "kept" and weights is not None:
+        with asked_by("initial_weights"):
+            run_folder.check_moments(weights, abstract_state(config).moments)
 
 
 def _begun(config: RunConfig, model: Gemma) -> TrainState:
     @jax.jit
     def others(model: Gemma) -> tuple[jax.Array, optax.OptState]:
         moments = make_optimizer(config.optimizer, config.steps).init(model)
-        return jnp.zeros((), jnp.int32), moments
+        return _no_steps(), moments
 
     step, moments = others(model)
     return TrainState(step=step, model=model, moments=moments)
+
+
+def _no_steps() -> jax.Array:
+    return jnp.zeros((), jnp.int32)
 
 
 def abstract_state(config: RunConfig) -> TrainState:

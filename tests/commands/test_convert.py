@@ -95,12 +95,28 @@ def test_inspect_prints_config_counts_dtype_and_bytes(told, exported, tmp_path):
 def seeing(tmp_path, exported) -> str:
     """A model that sees images, of the layers that llama.cpp takes for granted."""
     size = {"layers": 6, "pattern": GEMMA3_4B.pattern, "vocabulary": 1024, "query_scale": None}
+    size |= {"global_rope_factor": 8.0, "context": 4096}
     folder = hugging_face_folder(tmp_path / "seeing", config=replace(VISION_CONFIG, **size))
     tokenizer = Path(exported["run"]) / "tokenizer.model"
     if not tokenizer.exists():
         tokenizer = Path(exported["hf"]) / "tokenizer.model"
     shutil.copy(tokenizer, folder)
     return folder
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")  # random bytes are sometimes no numbers
+def test_inspect_shows_the_factor_of_rope_in_every_format(told, seeing, tmp_path):
+    for format in ("run", "hf", "gemma", "gguf"):
+        made = str(tmp_path / ("x.gguf" if format == "gguf" else format))
+        told("convert", seeing, made, "--format", format)
+        shown = told("inspect", made)
+        if format == "gguf":
+            assert re.search(r"gemma3\.rope\.scaling\.type +linear\n", shown)
+            assert re.search(r"gemma3\.rope\.scaling\.factor +8\.0\n", shown)
+            assert re.search(r"gemma3\.context_length +4096\n", shown)
+        else:
+            assert re.search(r"global_rope_factor +8\.0\n", shown)
+            assert re.search(r"context +4,096\n", shown)
 
 
 @pytest.mark.filterwarnings("ignore:invalid value")  # random bytes are sometimes no numbers

@@ -229,3 +229,30 @@ def test_many_processes_that_nobody_coordinates(config, gemma_train):
     assert done.returncode == 2
     assert "JAX_COORDINATOR_ADDRESS" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["270m", "1b"])
+def test_a_rope_factor_on_a_size_that_stays_at_32k(refused, name):
+    file = Path(__file__).parents[2] / f"configs/gemma3_{name}.py"
+    told = refused("train", file, "--model.global-rope-factor", "8")
+    assert f"model.global_rope_factor is 8, but Gemma 3 {name.upper()} stays at 32,768 tok" in told
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("factor=1.0", "factor is 1: it must be above 1, such as 8"),
+        ("length=64", "length is 64: it must be longer than the run's model.context, 64"),
+        ("batch_rows=0", "data.batch_rows is 0: must be at least 1"),
+        ("tokens=10", "steps is 0: it must be at least 1"),
+    ],
+)
+def test_a_stage_that_lengthens_nothing_or_trains_nothing(refused, config, tmp_path, change, told):
+    words = {"tokens": "tokens=1e6", "peak_lr": "peak_lr=1e-3"} | {change.split("=")[0]: change}
+    file = tmp_path / "long.py"
+    file.write_text(
+        "from gemma_train.config import load\n"
+        "from gemma_train.stages.long_context import long_context\n"
+        f"config = long_context(load({config!r}), {', '.join(words.values())})\n"
+    )
+    assert f"config {str(file)!r}, line 3: {told}" in refused("train", file)

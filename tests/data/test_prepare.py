@@ -160,6 +160,13 @@ def test_a_source_without_documents_names_the_first_trouble(recipe, tokenizer, t
         prepare(recipe, tokenizer, threads=1, report=quiet)
 
 
+def test_a_source_whose_documents_are_all_too_short_says_so(recipe, tokenizer):
+    web = dataclasses.replace(recipe.sources[0], minimum_characters=10**9)
+    recipe = dataclasses.replace(recipe, sources=(web,))
+    with pytest.raises(UserError, match=r"gave no document; \d+ are shorter than its minimum_char"):
+        prepare(recipe, tokenizer, threads=1, report=quiet)
+
+
 def test_unreadable_records_are_reported(recipe, tokenizer, tmp_path):
     with (tmp_path / "web.jsonl").open("a") as file:
         file.write("\n{oops\n")
