@@ -33,7 +33,7 @@ NAMES = vars(configs)
 def test_there_is_a_config_for_the_quickstart_and_for_each_published_size():
     published = {name.lower() for name in dir(sizes) if name.startswith("GEMMA")}
     quickstarts = {"quickstart", "quickstart_text", "distilled_quickstart"}
-    assert {file.stem for file in FILES} == {*quickstarts, *published}
+    assert {file.stem for file in FILES} == {*quickstarts, "verses_512", *published}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -48,7 +48,7 @@ def test_a_config_is_restored_from_its_repr_and_from_its_record(file, tmp_path):
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_a_config_trains_the_size_it_is_named_after_on_a_mesh_that_splits_it(file):
     config = load(str(file))
-    if "quickstart" in file.stem:
+    if "quickstart" in file.stem or "verses" in file.stem:
         return
     assert config.model == getattr(sizes, file.stem.upper())
     axes = config.mesh.axis_sizes
