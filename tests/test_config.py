@@ -27,6 +27,7 @@ from gemma_train.model import sizes
 from gemma_train.zero3 import split
 
 FILES = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+TEXT = str(FILES[0].parent / "quickstart_text.py")
 NAMES = vars(configs)
 
 
@@ -94,7 +95,7 @@ def test_the_data_of_a_config_is_what_the_recipes_of_its_name_write(file, tmp_pa
 
 
 def test_differences_name_the_field_and_leave_out_what_does_not_change_learning():
-    config = load(str(FILES[-1]))
+    config = load(TEXT)
     other = replace(
         config,
         optimizer=OptimizerConfig(peak_lr=1.0, warmup_steps=50, final_lr_fraction=0.05),
@@ -107,7 +108,7 @@ def test_differences_name_the_field_and_leave_out_what_does_not_change_learning(
 
 def test_fields_change_together_or_not_at_all():
     """Where each of them alone is a contradiction: 4 slices over 2 replicas."""
-    config = replace(load(str(FILES[-1])), mesh=MeshConfig(replica=2, slices=2))
+    config = replace(load(TEXT), mesh=MeshConfig(replica=2, slices=2))
     other = changed(config, {"mesh.replica": 4, "mesh.slices": 4, "steps": 3})
     assert (other.mesh, other.steps) == (MeshConfig(replica=4, slices=4), 3)
     assert replace(other, mesh=config.mesh, steps=config.steps) == config
@@ -118,14 +119,14 @@ def test_fields_change_together_or_not_at_all():
 
 def test_a_field_within_a_new_value_is_changed_after_it():
     loss = Distillation(teacher=Online(weights="nowhere"))
-    other = changed(load(str(FILES[-1])), {"loss.teacher.dtype": "float32", "loss": loss})
+    other = changed(load(TEXT), {"loss.teacher.dtype": "float32", "loss": loss})
     assert other.loss == replace(loss, teacher=Online(weights="nowhere", dtype="float32"))
     with pytest.raises(UserError, match="'loss.teacher.dtyp' is no field of a run: .* 'dtype'"):
         changed(other, {"loss.teacher.dtyp": "float32"})
 
 
 def test_a_sampler_of_more_tokens_than_there_are_is_refused():
-    config = load(str(FILES[-1]))
+    config = load(TEXT)
     small = replace(config, model=replace(config.model, vocabulary=256))
 
     def distilled(sampler):
