@@ -24,6 +24,6 @@ def compared(name: str, base: RunConfig, windows: tuple[int, ...]) -> Sweep:
     )
 
 
-laptop = for_steps(attention_laptop(load("configs/quickstart_text.py")), 200)
+laptop = for_steps(attention_laptop(load("configs/quickstart_text.py")), 150)
 sweep = compared("laptop", laptop, (16, 64, 256))
 pod = compared("pod", ATTENTION_POD, (256, 512, 1024, 2048))

@@ -90,7 +90,7 @@ def attention_laptop(quickstart: RunConfig) -> RunConfig:
     narrow = replace(
         quickstart.model, layers=24, width=64, query_heads=2, head_dimension=32, hidden=256
     )
-    run = _on_a_laptop(quickstart, narrow, steps=300)
+    run = _on_a_laptop(quickstart, narrow, steps=200)
     return replace(run, data=replace(run.data, sequence_length=512, batch_rows=2))
 
 
