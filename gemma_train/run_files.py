@@ -12,4 +12,5 @@ ENCODER_RECORD = "encoder.json"  # whose embeddings of images it has seen
 SUMMARY = "summary.json"
 SAMPLE = "sample.txt"
 CAPTIONS = "captions.json"  # what it said of held-out images
+CONTEXT = "context.json"  # what it makes of a long context
 REPORT = "report.html"

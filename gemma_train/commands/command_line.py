@@ -13,8 +13,8 @@ import itertools
 import logging
 import os
 import sys
-from collections.abc import Callable
-from typing import Annotated, Any
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, get_origin
 
 from gemma_train.errors import UserError
 
@@ -28,6 +28,7 @@ USAGE = """usage: gemma-train VERB ...
   plan CONFIG          compile a config's step for a TPU pod: memory, traffic, days, cost
   sweep FILE           run the named runs of a sweep: tables and a plot with intervals over seeds
   evaluate RUN         the held-out loss of a run, beside the unigram entropy
+  context RUN [RUN..]  losses and recall of runs over growing context: tables and a plot
   sample MODEL         continue prompts with a run's newest checkpoint, or imported weights
   report RUN           write a run's curves and config as one HTML page
   convert FROM TO      weights as a Hugging Face, gemma or run folder, or a GGUF file
@@ -94,6 +95,10 @@ def _verb(name: str) -> Callable[[list[str]], int | None]:
             from gemma_train.commands import evaluate
 
             return lambda words: evaluate.run(_parse(evaluate.EvaluateArguments, words, name))
+        case "context":
+            from gemma_train.commands import context
+
+            return lambda words: context.run(_parse(context.ContextArguments, words, name))
         case "sample":
             from gemma_train.commands import sample
 
@@ -177,13 +182,33 @@ def _lengthened(word: str) -> str:
 
 
 def _parse(kind: type, words: list[str], verb: str) -> Any:
-    """A verb's arguments; the fields it cannot do without may come first, without their flags."""
-    needed = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING]
-    bare = list(itertools.takewhile(lambda word: not word.startswith("-"), words[: len(needed)]))
+    """A verb's arguments; the fields it cannot do without may come first, without their flags.
+
+    Several words after the flag of a tuple are its values: --lengths 512 1024.
+    """
+    fields = dataclasses.fields(kind)
+    needed = [field.name for field in fields if field.default is dataclasses.MISSING]
+    tuples = {field.name for field in fields if get_origin(field.type) is tuple}
+    bare = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
+    most = len(bare) if tuples & {*needed} else len(needed)
+    names = [*needed, *needed[-1:] * (most - len(needed))]
     named = [
-        word for name, value in zip(needed, bare, strict=False) for word in (f"--{name}", value)
+        word for name, value in zip(names, bare, strict=False) for word in (f"--{name}", value)
     ]
-    return _from_flags(kind, [*named, *words[len(bare) :]], verb)
+    rest = _each_with_its_flag(words[len(named) // 2 :], tuples)
+    return _from_flags(kind, [*named, *rest], verb)
+
+
+def _each_with_its_flag(words: list[str], tuples: set[str]) -> Iterator[str]:
+    """Words in which the flag of a tuple stands ahead of each of its values."""
+    flag = ""
+    for word in words:
+        if word.startswith("-"):
+            flag = word if word[2:].replace("-", "_") in tuples else ""
+            if not flag:
+                yield word
+        else:
+            yield from (flag, word) if flag else (word,)
 
 
 def _from_flags(kind: type, words: list[str], verb: str, default: Any = None) -> Any:

@@ -210,6 +210,13 @@ class TokenDataset:
         tokens, starts, images = (np.concatenate(part) for part in zip(*parts, strict=True))
         return tokens, starts, images
 
+    def document_starts(self) -> np.ndarray:
+        """int64: where every document starts in the stream, in rising order."""
+        every = [np.zeros(0, np.int64)]
+        for number, base in enumerate(self._starts[:-1]):
+            every.append(self._shard(number)[1] + base)
+        return np.concatenate(every)
+
     def image_starts(self) -> np.ndarray:
         """int64: where the soft tokens of every image start in the stream, in rising order."""
         every = [np.zeros(0, np.int64)]

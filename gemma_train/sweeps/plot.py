@@ -1,58 +1,35 @@
 """The picture of a sweep: its plots side by side, on white, as SVG and as PNG."""
 
-import io
 import math
 from collections.abc import Sequence
 from typing import Any
 
 from gemma_train import storage
 from gemma_train.metrics import recorder
+from gemma_train.metrics.interval import Mean
+from gemma_train.metrics.picture import FAINT, INK, colours, dress, finite, pictured
 from gemma_train.metrics.wording import count
 from gemma_train.run_files import METRICS
 from gemma_train.sweeps.algebra import Value, shown
-from gemma_train.sweeps.results import Group, Mean, Result
+from gemma_train.sweeps.results import Group, Result
 from gemma_train.sweeps.sweep import AtEnd, OverTokens, Sweep, told
 
-INCHES = (5.6, 4.0)  # of one plot
-INK, FAINT, RULE = "#222222", "#666666", "#dddddd"
-STYLE = {
-    "svg.fonttype": "none",
-    "font.size": 9,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "xtick.labelcolor": FAINT,
-    "ytick.labelcolor": FAINT,
-}
 LOGARITHMIC_FROM = 8  # the ratio of the largest to the smallest number on the x axis
 
 
 def drawn(sweep: Sweep, groups: Sequence[Group]) -> dict[str, bytes]:
     """The files of the picture by name. The same results give the same bytes."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
 
-    with rc_context({**STYLE, "svg.hashsalt": sweep.folder}):
-        width, height = INCHES
-        figure = Figure(figsize=(width * len(sweep.plots), height), layout="constrained")
-        row = figure.subplots(1, len(sweep.plots), squeeze=False)[0]
-        for axes, plot in zip(row, sweep.plots, strict=True):
+    def plotted(every: Any) -> None:
+        for axes, plot in zip(every[0], sweep.plots, strict=True):
             match plot:
                 case AtEnd():
                     _at_end(axes, plot, sweep, groups)
                 case OverTokens():
                     _over_tokens(axes, plot, groups)
-            _dress(axes, groups)
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        return {
-            "results.svg": _saved(figure, format="svg", metadata=nothing),
-            "results.png": _saved(figure, format="png", dpi=160, metadata={"Software": None}),
-        }
+            dress(axes, _said(groups))
 
-
-def _saved(figure: Any, **how: Any) -> bytes:
-    file = io.BytesIO()
-    figure.savefig(file, facecolor="white", **how)
-    return file.getvalue()
+    return pictured("results", plotted, columns=len(sweep.plots), salt=sweep.folder)
 
 
 def _at_end(axes: Any, plot: AtEnd, sweep: Sweep, groups: Sequence[Group]) -> None:
@@ -69,7 +46,7 @@ def _at_end(axes: Any, plot: AtEnd, sweep: Sweep, groups: Sequence[Group]) -> No
             lines.setdefault(told(rest), []).append((group, mean))
     values = [group.factors[plot.x] for line in lines.values() for group, _ in line]
     place = _scale(axes, list(dict.fromkeys(values)))
-    for (name, line), colour in zip(lines.items(), _colours(len(lines)), strict=True):
+    for (name, line), colour in zip(lines.items(), colours(len(lines)), strict=True):
         line.sort(key=lambda one: place[one[0].factors[plot.x]])
         places = [place[group.factors[plot.x]] for group, _ in line]
         _bars(axes, places, [mean for _, mean in line], name, colour)
@@ -77,7 +54,7 @@ def _at_end(axes: Any, plot: AtEnd, sweep: Sweep, groups: Sequence[Group]) -> No
             _dots(axes, places, [group for group, _ in line], colour)
     for group, mean in drawn:
         if plot.x not in group.factors:
-            axes.axhline(_finite(mean.mean), color=FAINT, linestyle="--", label=group.name)
+            axes.axhline(finite(mean.mean), color=FAINT, linestyle="--", label=group.name)
     axes.set(xlabel=plot.x, ylabel=sweep.figure)
     if plot.against_baseline:
         axes.axhline(0, color=INK, linewidth=1)
@@ -85,7 +62,7 @@ def _at_end(axes: Any, plot: AtEnd, sweep: Sweep, groups: Sequence[Group]) -> No
 
 
 def _bars(axes: Any, places: list[float], means: list[Mean], name: str, colour: Any) -> None:
-    line, reach = [_finite(mean.mean) for mean in means], [_reach(mean) for mean in means]
+    line, reach = [finite(mean.mean) for mean in means], [_reach(mean) for mean in means]
     axes.errorbar(
         places, line, reach, color=colour, marker="o", markersize=5, capsize=3, label=name
     )
@@ -98,21 +75,21 @@ def _bars(axes: Any, places: list[float], means: list[Mean], name: str, colour: 
 def _dots(axes: Any, places: list[float], groups: list[Group], colour: Any) -> None:
     """Every run's own figure, faint."""
     for where, group in zip(places, groups, strict=True):
-        figures = [_finite(one.metric) for one in group.results]
+        figures = [finite(one.metric) for one in group.results]
         axes.plot([where] * len(figures), figures, "o", color=colour, alpha=0.4, markersize=3)
 
 
 def _over_tokens(axes: Any, plot: OverTokens, groups: Sequence[Group]) -> None:
     """The mean of each group's curves, and a band for its interval."""
     seen = []
-    for group, colour in zip(groups, _colours(len(groups)), strict=True):
+    for group, colour in zip(groups, colours(len(groups)), strict=True):
         curves = [_curve(one, plot) for one in group.results]
         tokens = sorted(set.intersection(*map(set, curves)))
         means = [Mean.of([curve[token] for curve in curves]) for token in tokens]
-        line = [_finite(mean.mean) for mean in means]
+        line = [finite(mean.mean) for mean in means]
         axes.plot(tokens, line, color=colour, marker="o", markersize=3, label=group.name)
         if len(curves) > 1:
-            low, high = [_finite(m.low) for m in means], [_finite(m.high) for m in means]
+            low, high = [finite(m.low) for m in means], [finite(m.high) for m in means]
             axes.fill_between(tokens, low, high, color=colour, alpha=0.15, linewidth=0)
         seen += [value for value in line if math.isfinite(value)]
     if seen:  # the curves choose the scale: of two seeds a band is wide
@@ -150,33 +127,13 @@ def _scale(axes: Any, values: list[Value]) -> dict[Value, float]:
     return places
 
 
-def _dress(axes: Any, groups: Sequence[Group]) -> None:
-    axes.spines[:].set_visible(False)
-    axes.set_axisbelow(True)
-    axes.grid(axis="y", color=RULE, linewidth=0.8)
-    axes.tick_params(which="both", length=0, pad=6)
+def _said(groups: Sequence[Group]) -> str:
+    """Of how many runs the means are, and what the bars and bands are."""
     counts = sorted({group.mean.count for group in groups})
     runs = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
-    said = f"means of {runs} runs, 95 % intervals by Student's t" if counts[-1] > 1 else ""
-    axes.set_title(said, fontsize=8, color=FAINT, loc="left")
-    if any(axes.get_legend_handles_labels()[1]):
-        axes.legend(frameon=False, fontsize=8)
-
-
-def _colours(number: int) -> list[Any]:
-    """As many colours that can be told apart."""
-    from matplotlib import color_sequences, colormaps
-
-    if number <= 10:
-        return list(color_sequences["tab10"][:number])
-    return [colormaps["viridis"](0.9 * index / (number - 1)) for index in range(number)]
-
-
-def _finite(value: float | None) -> float:
-    """The value, or what is left out of a drawing."""
-    return value if value is not None and math.isfinite(value) else math.nan
+    return f"means of {runs} runs, 95 % intervals by Student's t" if counts[-1] > 1 else ""
 
 
 def _reach(mean: Mean) -> float:
     """Half of the interval; nothing is drawn for a single run."""
-    return math.nan if mean.high is None else _finite(mean.high - mean.mean)
+    return math.nan if mean.high is None else finite(mean.high - mean.mean)

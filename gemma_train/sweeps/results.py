@@ -5,17 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-from scipy import stats
-
 from gemma_train import storage
 from gemma_train.errors import UserError
 from gemma_train.metrics import recorder
+from gemma_train.metrics.interval import Mean
 from gemma_train.run_files import METRICS, SUMMARY
 from gemma_train.sweeps.algebra import SEED, Value
 from gemma_train.sweeps.sweep import Run
-
-CONFIDENCE = 0.95
 
 State = Literal["done", "failed", "begun", "to do"]
 
@@ -29,29 +25,6 @@ class Result:
     metric: float | None = None  # what the sweep compares
     training_loss: float | None = None  # of the last step
     minutes: float | None = None  # of its steps, over all its lives; without evaluations and saves
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mean:
-    """The mean of a few values with its two-sided 95 % interval, by Student's t."""
-
-    count: int
-    mean: float
-    deviation: float | None  # standard deviation of one value (n - 1); None of a single one
-    low: float | None
-    high: float | None
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Mean":
-        """Of at least one value; not finite where one of them is not."""
-        count, mean = len(values), float(np.mean(values))
-        if count == 1:
-            return cls(count=1, mean=mean, deviation=None, low=None, high=None)
-        with np.errstate(invalid="ignore"):
-            deviation = float(np.std(values, ddof=1))
-        reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * deviation / np.sqrt(count)
-        low, high = float(mean - reach), float(mean + reach)
-        return cls(count=count, mean=mean, deviation=deviation, low=low, high=high)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -81,6 +81,19 @@ def _on_a_laptop(quickstart: RunConfig, model: GemmaConfig, *, steps: int) -> Ru
     return for_steps(run, steps)
 
 
+def attention_laptop(quickstart: RunConfig) -> RunConfig:
+    """What the ablations of attention begin from on a laptop: narrow, and 24 layers.
+
+    1, 3, 5 and 7 local layers and a global one all divide 24. Rows are twice the quickstart's, half
+    as many: eight windows of 64.
+    """
+    narrow = replace(
+        quickstart.model, layers=24, width=64, query_heads=2, head_dimension=32, hidden=256
+    )
+    run = _on_a_laptop(quickstart, narrow, steps=200)
+    return replace(run, data=replace(run.data, sequence_length=512, batch_rows=2))
+
+
 _POD_RUN = RunConfig(
     folder="runs/ablations/student",
     model=GEMMA3_270M,
@@ -103,4 +116,10 @@ POD = Scale(
     student=for_steps(_POD_RUN, 4000),
     small_teacher=Online(weights="gemma-3-1b-pt", model=GEMMA3_1B),
     large_teacher=Online(weights="gemma-3-12b-pt", model=GEMMA3_12B),
+)
+# The same on a pod: 270M with 24 layers, rows of 16 windows of 512.
+ATTENTION_POD = replace(
+    POD.student,
+    model=replace(GEMMA3_270M, layers=24),
+    data=replace(POD.student.data, sequence_length=8192, batch_rows=64),
 )

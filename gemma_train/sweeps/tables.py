@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import PurePath
 from typing import Any
 
+from gemma_train.metrics.interval import Mean
 from gemma_train.sweeps.algebra import SEED, shown
-from gemma_train.sweeps.results import Group, Mean, Result
+from gemma_train.sweeps.results import Group, Result
 from gemma_train.sweeps.sweep import Sweep
 
 PICTURE = "results.svg"

@@ -108,6 +108,27 @@ def soft_chunk(
     return Chunk((loss, cross_entropy), powers_cv, scale_c, None)
 
 
+def scored_chunk(
+    states_cd: jax.Array,
+    table_vd: jax.Array,
+    targets_c: jax.Array,
+    terms: LossTerms,
+    rows: list[str],
+) -> tuple[jax.Array, jax.Array]:
+    """(cross-entropy, whether no token is likelier than the target) of each token: figures alone.
+
+    Targets count from this device's first row, and elsewhere are out of range.
+    """
+    logits_cv, _ = _logits(states_cd, table_vd, terms)
+    is_target_cv = jax.lax.broadcasted_iota(jnp.int32, logits_cv.shape, 1) == targets_c[:, None]
+    target_c = jnp.sum(jnp.where(is_target_cv, logits_cv, 0.0), axis=1)
+    peak_c = jnp.max(logits_cv, axis=1)
+    if rows:
+        target_c, peak_c = jax.lax.psum(target_c, tuple(rows)), jax.lax.pmax(peak_c, tuple(rows))
+    _, normalizer_c, _ = _softmax(logits_cv, rows)
+    return normalizer_c - target_c, target_c >= peak_c
+
+
 def _logits(
     states_cd: jax.Array, table_vd: jax.Array, terms: LossTerms
 ) -> tuple[jax.Array, jax.Array | float]:
