@@ -80,15 +80,14 @@ def test_gemma_3_has_the_mesh_and_the_tokens_of_its_report(stem, replica, data, 
 
 
 @pytest.mark.parametrize("stem", ["gemma3_4b", "gemma3_12b", "gemma3_27b"])
-def test_the_stage_to_131072_tokens_has_the_chips_and_the_step_of_the_pretraining(stem):
+def test_the_stage_to_131072_tokens_has_the_axes_and_the_step_of_the_pretraining(stem):
     pretrained, long = (load(str(FILES[0].parent / f"{stem}{end}.py")) for end in ("", "_long"))
     assert long.data.sequence_length == 131_072
     assert (long.initial_weights, long.folder) == (pretrained.folder, f"{pretrained.folder}_long")
-    assert long.step_tokens == pretrained.step_tokens
-    for name in ("replica", "slices", "topology", "devices"):
-        assert getattr(long.mesh, name) == getattr(pretrained.mesh, name)
+    assert pretrained.step_tokens <= long.step_tokens <= 4 / 3 * pretrained.step_tokens
+    assert (long.mesh.data, long.mesh.seq) == (pretrained.mesh.data, pretrained.mesh.seq)
+    assert long.mesh.replica < pretrained.mesh.replica
     assert long.data.batch_rows == long.mesh.replica * long.mesh.data  # one a shard of positions
-    assert 131_072 % long.mesh.seq == 0
     assert 131_072 // long.mesh.seq >= long.model.window  # a neighbour's keys are enough
 
 
@@ -98,7 +97,7 @@ def test_the_data_of_a_config_is_what_the_recipes_of_its_name_write(file, tmp_pa
     config = load(str(file))
     (tmp_path / "data_recipes").symlink_to(file.parents[1] / "data_recipes")
     monkeypatch.chdir(tmp_path)  # a recipe may write what it reads
-    name = file.stem.removeprefix("distilled_").removeprefix("long_").split("_")[0]
+    name = file.stem.removeprefix("distilled_").split("_")[0]
     names = [name, f"{name}_images"] if config.data.images else [name]
     names += [f"{name}_long"] if "long" in file.stem else []
     recipes = [load_recipe(str(file.parents[1] / f"data_recipes/{one}.py")) for one in names]
