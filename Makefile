@@ -42,7 +42,7 @@ bench: $(READY)  ## the benchmarks behind the performance claims
 plan-all: $(READY)  ## the gates on the meshes of the Gemma 3 report, then docs/pods.md's tables: hours
 	$(RUN)/python -m pytest -m slow tests/compile
 	mkdir -p runs
-	$(RUN)/python -m benchmarks.pod_compile --lean --table-2 --keep runs/pod_compile.jsonl --write docs/pods.md
+	$(RUN)/python -m benchmarks.pod_compile --lean --table-2 --long --keep runs/pod_compile.jsonl --write docs/pods.md
 
 clean:  ## remove what the commands above made
 	rm -rf $(VENV) runs data .pytest_cache .ruff_cache *.egg-info

@@ -1,7 +1,8 @@
 """Our step compiled for TPU pods, beside MaxText's: `python -m benchmarks.pod_compile [CASE ...]`.
 
 Full-depth Gemma 3 on the real TPU compiler, no TPU needed: cases A to D; with `--lean` the remat
-policy that repeats least within 90 % of a chip, with `--table-2` the meshes of the Gemma 3 report.
+policy that repeats least within 90 % of a chip, with `--table-2` the meshes of the Gemma 3 report,
+with `--long` its runs at 131,072 tokens.
 Each step is compiled in a process of its own, so that its memory can be told: minutes each.
 `--keep FILE` goes on where this commit was, `--write docs/pods.md` puts the tables there. The exit
 code is 1 where a case is over a limit or fails a gate.
@@ -21,7 +22,7 @@ import jax
 
 from benchmarks import pod_tables
 from benchmarks.pages import replaced
-from benchmarks.pod_cases import CASES, TABLE_2, config_of
+from benchmarks.pod_cases import CASES, LONG, TABLE_2, config_of
 from benchmarks.pod_tables import GB
 from gemma_train.config import RunConfig
 from gemma_train.errors import UserError
@@ -203,6 +204,9 @@ def main() -> int:
         found = [result("plan", name) for name in TABLE_2]
         tables["table 2"] = pod_tables.table_2(found)
         tables["collectives"] = pod_tables.collectives(found)
+        tables["attention along seq"] = pod_tables.attention(TABLE_2 + LONG)
+    if arguments.long:
+        tables["long context"] = pod_tables.table_2([result("plan", name) for name in LONG])
     for table in tables.values():
         print(f"\n{table}")
     if arguments.write:
@@ -229,6 +233,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}; or all")
     parser.add_argument("--lean", action="store_true", help="find the remat policy for speed")
     parser.add_argument("--table-2", action="store_true", help="the four meshes of the report")
+    parser.add_argument("--long", action="store_true", help="the stage at 131,072 tokens")
     parser.add_argument("--layers", type=int, help="so many only: to try this script")
     parser.add_argument("--keep", type=Path, help="file of results, to go on from")
     parser.add_argument("--write", type=Path, help="page that holds the tables")

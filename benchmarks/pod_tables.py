@@ -11,7 +11,9 @@ from benchmarks.pod_cases import (
     REDUCE_SCATTER_LIMIT,
     Figures,
 )
+from gemma_train.config import load
 from gemma_train.metrics.wording import byte_count, count, duration, moment
+from gemma_train.planning.attention_traffic import attention_traffic
 
 GB = 1e9
 Result = dict[str, Any]
@@ -31,11 +33,12 @@ def _case(result: Result) -> list[tuple[str, ...]]:
     if step is None:
         return [(title, "peak", "", "", "does not fit", "", "", "over")]
     ours, weights = _figures(step), 2 * step["parameters"] / GB
-    limits = (ALL_GATHER_LIMIT, REDUCE_SCATTER_LIMIT) if case.counts_limits else (None, None)
+    gathers = case.all_gather_limit or ALL_GATHER_LIMIT * weights
+    scatters = REDUCE_SCATTER_LIMIT * weights if case.counts_scatters else None
     rows = [
         (title, "peak", "peak", case.peak_limit),
-        ("", "all-gather", "all_gather", limits[0] and limits[0] * weights),
-        ("", "gradients, reduce-scatter", "reduce_scatter", limits[1] and limits[1] * weights),
+        ("", "all-gather", "all_gather", gathers),
+        ("", "gradients, reduce-scatter", "reduce_scatter", scatters),
         ("", "gradients, all-reduce", "all_reduce", None),
     ]
     table = [
@@ -129,6 +132,28 @@ def _run(result: Result) -> tuple[str, ...]:
         duration(step["compile_seconds"]),
         process,
     )
+
+
+def attention(names: Iterable[str]) -> str:
+    """What attention sends along seq in a step of each run, counted, not compiled."""
+    head = ("run", "tokens of a row", "of a shard", "sent by a chip", "every layer gathering")
+    head += ("ratio", "busiest shard / mean")
+    rows = []
+    for name in names:
+        config = load(f"configs/{name}.py")
+        found, length = attention_traffic(config), config.data.sequence_length
+        sizes = (found.sent_bytes, found.everything_bytes)
+        rows.append(
+            (
+                name,
+                f"{length:,}",
+                f"{length // config.mesh.seq:,}",
+                *map(byte_count, sizes),
+                f"{sizes[0] / sizes[1]:.2f}",
+                f"{found.busiest:.2f}",
+            )
+        )
+    return markdown(head, rows)
 
 
 def collectives(results: Iterable[Result]) -> str:

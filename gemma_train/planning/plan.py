@@ -6,6 +6,7 @@ from typing import Any, Literal
 from gemma_train.config import RunConfig
 from gemma_train.mesh import make_mesh
 from gemma_train.model.flops import parameter_count, training_flops_per_token
+from gemma_train.planning.attention_traffic import AttentionTraffic, attention_traffic
 from gemma_train.planning.collectives import Total, collectives, totals
 from gemma_train.planning.compiled import Compiled, TooLarge, compile_step
 from gemma_train.planning.cost import Cost, CostConfig, cost, watts
@@ -66,6 +67,7 @@ class Plan:
     collectives: list[Total] | None  # None without a compiled program that can be read
     gates: list[Gate] | None  # the same
     traffic: Traffic
+    attention: AttentionTraffic
     estimate: Estimate
     assume: Assumptions
     cost: Cost
@@ -124,6 +126,7 @@ def make_plan(
         collectives=found,
         gates=held,
         traffic=traffic,
+        attention=attention_traffic(config),
         estimate=estimate,
         assume=assume,
         cost=cost(slices, cost_inputs, steps=config.steps, step_seconds=estimate.step_seconds),

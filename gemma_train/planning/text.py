@@ -169,10 +169,22 @@ def _collectives(plan: Plan) -> tuple[str, list[str]]:
         return title, [
             f"{why}; expected of the design: "
             f"{byte_count(traffic.ici_bytes)} sent within slices, "
-            f"{byte_count(traffic.dcn_bytes)} between them"
+            f"{byte_count(traffic.dcn_bytes)} between them",
+            *_along_seq(plan),
         ]
     heads = ("", "network", "where", "times", "of tensors", "sent")
-    return title, _columns([heads, *map(_row, plan.collectives)])
+    return title, [*_columns([heads, *map(_row, plan.collectives)]), *_along_seq(plan)]
+
+
+def _along_seq(plan: Plan) -> list[str]:
+    """What attention sends of it, by the design, where sequences are split."""
+    if plan.config.mesh.seq == 1:
+        return []
+    found = plan.attention
+    return [
+        f"of these by design for attention along seq: {byte_count(found.sent_bytes)}, "
+        f"{found.sent_bytes / found.everything_bytes:.2f} of every layer gathering its keys"
+    ]
 
 
 def _row(total: Total) -> tuple[str, ...]:

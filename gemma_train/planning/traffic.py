@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from gemma_train.config import RunConfig
-from gemma_train.kernels.attention.splash_tables import is_mirrored, reach
 from gemma_train.losses.distillation import Distillation
 from gemma_train.model.config import GemmaConfig
+from gemma_train.planning.attention_traffic import attention_traffic
 from gemma_train.planning.collectives import Total
 from gemma_train.planning.memory import (
     BYTES,
@@ -47,7 +47,7 @@ class Gathers:
     layers: float  # weights, forward and where remat needs them again, hop by hop
     table: float  # its rows for the look-up, its columns for the loss
     tokens: float  # every token, for the chips that hold other rows of the table
-    keys: float  # keys and values of layers that see beyond a neighbour, as often as weights
+    keys: float  # keys and values of global layers, as often as weights
     candidates: float = 0.0  # every token's soft target, for the same chips
 
     @property
@@ -133,24 +133,6 @@ def _gathers(
     )
 
 
-def _exchanged(config: RunConfig, model: GemmaConfig) -> float:
-    """Bytes of one pass that a chip sends to neighbours along seq, for attention.
-
-    Keys and values of a window (and of an image, ahead) for local layers; for global ones half of
-    the queries, and of what is found for them, to the mirror shard.
-    """
-    mesh, length = config.mesh, config.data.sequence_length // config.mesh.seq
-    rows = config.data.batch_rows / (mesh.replica * mesh.data)
-    keys = 2 * model.key_value_heads * model.head_dimension
-    queries = model.query_heads * model.head_dimension
-    others = (mesh.seq - 1) * length
-    ahead = min(model.vision.tokens, others) if model.vision and config.row_images else 0
-    halo = min(reach(model.window), others) + ahead if model.window else 0
-    swapped = length * is_mirrored(length, mesh.seq)  # two halves
-    local, far = (model.kinds.count(kind) for kind in ("local", "global"))
-    return rows * config.compute.bytes * (local * halo * keys + far * swapped * queries)
-
-
 def hops(config: RunConfig) -> float:
     """A weight's all-gathers together, over its size: 1 + 1 / (the larger axis), for two axes."""
     sizes = sorted(size for axis, size in config.mesh.axis_sizes.items() if axis != "replica")
@@ -171,8 +153,6 @@ def expected_traffic(config: RunConfig, state: StateBytes) -> Traffic:
     with_gradient = (passes + 1) / passes  # of what is gathered in every pass
     # In hops a chip still receives each other chip's part of a weight once.
     layers = with_gradient * gathered.layers / max(hops(config), 1) * (split - 1) / split
-    keys = with_gradient * gathered.keys * (mesh.seq - 1) / mesh.seq
-    keys += (passes + 1) * _exchanged(config, config.model)
     table = 2 * gathered.table
     tokens = (2 * gathered.tokens + gathered.candidates) * (rows - 1) / rows
     within, slices = mesh.replica // mesh.slices, mesh.slices
@@ -180,7 +160,7 @@ def expected_traffic(config: RunConfig, state: StateBytes) -> Traffic:
         ici_bytes=layers
         + table
         + tokens
-        + keys
+        + attention_traffic(config).sent_bytes
         + _teacher_bytes(config)
         + 2 * state.gradients * (within - 1) / within,
         dcn_bytes=2 * state.gradients * (slices - 1) / slices,
