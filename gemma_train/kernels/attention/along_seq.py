@@ -15,7 +15,7 @@ def shards() -> int:
     return jax.sharding.get_abstract_mesh().shape["seq"]
 
 
-def with_halo(x: jax.Array, *, left: int, right: int = 0) -> jax.Array:
+def with_halo(x: jax.Array, *, left: int = 0, right: int = 0) -> jax.Array:
     """[b, s / seq, ...] -> [b, left + s / seq + right, ...]: what lies around one's own.
 
     Zeros where the row ends. A halo longer than a shard comes from several neighbours.
@@ -51,7 +51,7 @@ def mirrored(x: jax.Array) -> jax.Array:
     return jnp.concatenate([first, _sent(second, [(i, last - i) for i in range(last + 1)])], axis=1)
 
 
-def mirrored_halves[Number: (int, jax.Array)](shard: Number, shards: int) -> tuple[Number, Number]:
+def mirrored_halves(shard: int, shards: int) -> tuple[int, int]:
     """The two that `mirrored` puts on a shard, by their numbers among the row's 2 * shards."""
     return 2 * shard, 2 * (shards - 1 - shard) + 1
 

@@ -7,7 +7,7 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 
 from gemma_train.axes import activation
-from gemma_train.kernels.attention import along_seq, blocked, reference, splash, splash_tables
+from gemma_train.kernels.attention import along_seq, blocked, reference, splash
 from gemma_train.kernels.attention.mask import AttentionMask
 from gemma_train.mesh import on_tpu
 
@@ -36,9 +36,9 @@ def attention(
     if implementation == "auto":
         implementation = "splash" if on_tpu() else "xla"
     if implementation == "xla":
-        length = key_bskh.shape[1]
-        short = min(mask.window or length, length)
-        implementation = "blocked" if short < length or length > LONG else "reference"
+        length, window = key_bskh.shape[1], mask.window
+        is_local = window is not None and window < length
+        implementation = "blocked" if is_local or length > LONG else "reference"
     local_form = partial(_on_one_shard, soft_cap=soft_cap, implementation=implementation)
     arrays = (query_btnh, key_bskh, value_bskh, mask)
     specs = jax.tree.map(lambda x: activation("btnh"[: x.ndim]), arrays)
@@ -62,24 +62,18 @@ def _on_one_shard(
     implementation: Implementation,
 ) -> jax.Array:
     """Attention of the positions of one device, over the keys that they can see along seq."""
-    length, left = query_btnh.shape[1], 0
-    window = None if implementation == "reference" else mask.window
-    brought = along_seq.everywhere
-    if window is not None:
-        seen = splash_tables.reach(window) if implementation == "splash" else window - 1
-        left = along_seq.halo(length, seen)
-        right = along_seq.halo(length, mask.looks_ahead)
+    arrays = query_btnh, key_bskh, value_bskh
+    if implementation == "splash":
+        return splash.attend(*arrays, mask, soft_cap, kept_as=OUTPUT, interpret=not on_tpu())
+    length, window = query_btnh.shape[1], mask.window
+    row = along_seq.shards() * length
+    if implementation == "blocked" and window is not None and window < row:
+        left, right = (along_seq.halo(length, wanted) for wanted in (window - 1, mask.looks_ahead))
         brought = partial(along_seq.with_halo, left=left, right=right)
-    arrays = query_btnh, brought(key_bskh), brought(value_bskh), mask.with_keys(brought), soft_cap
-    kernel = {"kept_as": OUTPUT, "interpret": not on_tpu()}
-    match implementation:
-        case "splash" if window is None:
-            return splash.attend_to_all(*arrays, **kernel)
-        case "splash":
-            return splash.attend_near(*arrays, left, **kernel)
-        case "blocked" if window is None:
-            return blocked.attend_to_all(*arrays)
-        case "blocked":
-            return blocked.attend_near(*arrays, left)
-        case _:
-            return reference.attend(*arrays)
+        form = partial(blocked.attend_near, first_query=left)
+    else:
+        brought = along_seq.everywhere
+        form = blocked.attend_to_all if implementation == "blocked" else reference.attend
+    return form(
+        query_btnh, brought(key_bskh), brought(value_bskh), mask.with_keys(brought), soft_cap
+    )

@@ -1,9 +1,9 @@
 """Attention in plain XLA whose memory does not grow as t * t: queries come in blocks.
 
-Under a window a block of as many queries sees its own keys and those of the block before it: 2 *
-window scores a query are computed instead of t. Where there are images, a soft token may see the
-first keys behind its block too, as far as an image goes. Without a window blocks see every key, one
-block at a time, and are computed again in the backward pass.
+Under a window a block of queries sees its own keys and those of the blocks before it that the
+window reaches: at most 2 * window scores a query are computed instead of t. Where there are images,
+a soft token may see the first keys behind its block too, as far as an image goes. Without a window
+blocks see every key, one block at a time, and are computed again in the backward pass.
 """
 
 from dataclasses import replace
@@ -14,7 +14,7 @@ from gemma_train.kernels.attention import reference
 from gemma_train.kernels.attention.blocks import Blocks
 from gemma_train.kernels.attention.mask import AttentionMask
 
-GLOBAL_BLOCK = 512  # queries that see every key at one time
+BLOCK = 512  # queries, at most
 
 
 def attend_near(
@@ -29,8 +29,10 @@ def attend_near(
 
     Exact where positions are consecutive within segments. `mask.window` must be set.
     """
-    assert mask.window is not None
-    blocks = Blocks(query_btnh.shape[1], mask.window, ahead=1, behind=mask.looks_ahead)
+    length, window = query_btnh.shape[1], mask.window
+    assert window is not None
+    size = min(window, length, BLOCK)
+    blocks = Blocks(length, size, ahead=-(-(window - 1) // size), behind=mask.looks_ahead)
 
     def keys(x: jax.Array) -> jax.Array:
         return blocks.keys(x, first_query)
@@ -51,7 +53,7 @@ def attend_to_all(
 ) -> jax.Array:
     """[b, t, n, h] weighted values of queries that may see any key, under any mask."""
     batch, length = query_btnh.shape[:2]
-    blocks = Blocks(length, min(length, GLOBAL_BLOCK))
+    blocks = Blocks(length, min(length, BLOCK))
 
     def apart(x: jax.Array) -> jax.Array:
         """[b, t, ...] -> [c, b, size, ...]."""

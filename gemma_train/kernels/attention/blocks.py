@@ -9,7 +9,7 @@ import jax.numpy as jnp
 @dataclass(frozen=True)
 class Blocks:
     """Blocks of `size` queries, of a row of `length`. With the keys of each come those of so many
-    blocks `ahead` of it, and `behind` keys after it, a block's at most."""
+    blocks `ahead` of it, and so many keys `behind` it."""
 
     length: int
     size: int
@@ -31,12 +31,15 @@ class Blocks:
 
         The row's first query stands at key `first`; beyond the keys that are given stand zeros.
         """
-        whole = self.ahead + self.count + (self.behind > 0)
+        tail = -(-self.behind // self.size)  # blocks that hold what is behind the last
+        whole = self.ahead + self.count + tail
         x = _from(x, first - self.ahead * self.size, whole * self.size)
         x = x.reshape(x.shape[0], whole, self.size, *x.shape[2:])
-        around = [x[:, place : place + self.count] for place in range(self.ahead + 1)]
-        if self.behind:
-            around.append(x[:, self.ahead + 1 :, : self.behind])
+        seen = (self.ahead + 1) * self.size + self.behind
+        around = [
+            x[:, place : place + self.count, : seen - place * self.size]
+            for place in range(self.ahead + 1 + tail)
+        ]
         together = jnp.concatenate(around, axis=2)
         return together.reshape(-1, *together.shape[2:])
 

@@ -7,6 +7,8 @@ import pytest
 from jax.sharding import NamedSharding
 
 from gemma_train.axes import activation
+from gemma_train.kernels.attention import attention as door
+from gemma_train.kernels.attention import blocked
 from gemma_train.kernels.attention.attention import attention
 from gemma_train.kernels.attention.mask import AttentionMask
 from tests.tolerances import assert_close
@@ -214,11 +216,43 @@ SPLITS = [
 ]
 
 
+@pytest.fixture
+def blocks_of_three(monkeypatch):
+    """Windows of several blocks, and blocks that a row fills in part, though both are short."""
+    monkeypatch.setattr(blocked, "BLOCK", 3)
+
+
+@pytest.mark.parametrize("case", {**CASES, **GLOBAL_CASES})
+def test_in_many_blocks_it_is_the_same(case, blocks_of_three, mesh_of, packed):
+    length, heads, key_heads, window, soft_cap, mean, padding = {**CASES, **GLOBAL_CASES}[case]
+    places = packed(2, length, seed=length, mean=mean, padding=padding)
+    with mesh_of():
+        Sample(places, heads, key_heads, window, soft_cap).check("blocked")
+
+
+@pytest.mark.parametrize(("window", "size"), [(None, 5), (7, 6), (4, 4)])
+def test_in_many_blocks_soft_tokens_see_all_of_their_image(
+    window, size, blocks_of_three, mesh_of, packed
+):
+    places = with_images(packed(4, 16, seed=3, mean=50, padding=3), size)
+    with mesh_of(1, 2, 2):
+        Sample(places, 4, 2, window, None).check("blocked")
+
+
 @pytest.mark.parametrize(("form", "mesh", "window"), SPLITS)
 def test_split_over_sequences_and_positions_it_is_the_same(form, mesh, window, mesh_of, packed):
     sample = Sample(packed(8, 16, mean=9, padding=3), 4, 2, window, 2.0)
     with mesh_of(*mesh):
         sample.check(form)
+
+
+def test_long_rows_hold_no_array_of_all_pairs(monkeypatch, mesh_of, packed, largest_arrays):
+    monkeypatch.setattr(door, "LONG", 95)
+    monkeypatch.setattr(blocked, "BLOCK", 16)
+    sample = Sample(packed(1, 96), 2, 1, window=None, soft_cap=None)
+    with mesh_of():
+        shapes = largest_arrays(compiled(sample, "auto"))
+    assert not [shape for shape in shapes if sum(n >= 96 for n in shape) >= 2]
 
 
 def compiled(sample, implementation) -> str:

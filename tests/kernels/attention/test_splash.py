@@ -1,5 +1,6 @@
 """The TPU kernel, its steps interpreted on a CPU, against the definition of attention."""
 
+import jax.numpy as jnp
 import pytest
 
 from gemma_train.errors import UserError
@@ -12,6 +13,7 @@ CASES = {
     "a window over several blocks, one key head": (384, 2, 1, 200, None, 500, 0),
     "a window of 1": (128, 2, 2, 1, None, 40, 0),
     "all keys, a soft cap, padding": (256, 2, 1, None, 1.5, 90, 70),
+    "a soft cap under a window": (256, 2, 1, 100, 1.5, 90, 0),
 }
 
 
@@ -77,6 +79,22 @@ def test_soft_tokens_see_all_of_their_image(
     places = with_images(packed(2, length, seed=length, mean=mean, padding=20), size)
     with mesh_of(*mesh):
         Sample(places, 2, 1, window, soft_cap).check("splash")
+
+
+@pytest.mark.parametrize("window", [100, None])
+def test_in_bfloat16_it_stays_near_the_definition(window, small_blocks, mesh_of, packed):
+    places = with_images(packed(2, 512, seed=1, mean=400), 40)
+    with mesh_of(1, 1, 2):
+        Sample(places, 2, 1, window, None, jnp.bfloat16, sharpness=16).check("splash", "bf16")
+
+
+@pytest.mark.parametrize(
+    ("keys", "block", "computed"),
+    [(2048, 1024, 512), (3072, 1024, 512), (2560, 512, 512), (1152, 384, 384)],
+)
+def test_what_is_multiplied_at_one_time_is_large_first(keys, block, computed):
+    sizes = splash_tables._block_sizes(1024, keys)
+    assert (sizes.block_kv, sizes.block_kv_compute) == (block, computed)
 
 
 def visited(tables) -> list[int]:
