@@ -21,6 +21,6 @@ def tokenizer(tmp_path_factory) -> Tokenizer:
 
 @pytest.fixture
 def text_bt(tokenizer) -> np.ndarray:
-    """Three rows of 256 tokens and their last target."""
+    """Three rows of 256 tokens, without <bos>."""
     ids = tokenizer.encode(Path(sysconfig.get_path("stdlib"), "ast.py").read_text("utf-8"))
-    return np.array(ids[: 3 * 257], np.int32).reshape(3, 257)
+    return np.array(ids[: 3 * 256], np.int32).reshape(3, 256)

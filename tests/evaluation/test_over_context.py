@@ -52,7 +52,7 @@ def test_a_model_that_copies_answers_all_and_one_that_does_not_none(tokenizer, t
         assert one.needle.loss.mean == one.key_value.loss.mean == 2.0
 
 
-def test_the_same_final_tokens_are_scored_with_ever_more_ahead_of_them(tokenizer, text_bt):
+def test_the_same_final_tokens_are_scored_with_ever_more_between_bos_and_them(tokenizer, text_bt):
     seen = []
 
     def score(ids_bt):
@@ -61,10 +61,11 @@ def test_the_same_final_tokens_are_scored_with_ever_more_ahead_of_them(tokenizer
 
     found = asked(score, text_bt, tokenizer)
     texts = seen[::3]  # then needles and key-values
-    assert [text.shape[1] - 1 for text in texts] == [128, 256]
     assert [one.length for one in found.at_length] == [128, 256]
-    for text in texts:
-        assert (text == text_bt[:, -text.shape[1] :]).all()
+    for ids_bt in seen:
+        assert (ids_bt[:, 0] == tokenizer.bos).all()
+    for ids_bt, length in zip(texts, (128, 256), strict=True):
+        assert (ids_bt[:, 1:] == text_bt[:, -length:]).all()
     rows_b = text_bt[:, -32:].mean(axis=1)
     for one in found.at_length:
         assert one.change.mean == one.change.deviation == 0.0
@@ -72,7 +73,7 @@ def test_the_same_final_tokens_are_scored_with_ever_more_ahead_of_them(tokenizer
         assert one.final_window.deviation == pytest.approx(rows_b.std(ddof=1))
     last = found.by_position[-1]
     assert last.stop == 256
-    assert last.loss.mean == pytest.approx(text_bt[:, 1 + last.first : 257].mean())
+    assert last.loss.mean == pytest.approx(text_bt[:, last.first :].mean())
 
 
 def test_bins_cover_every_position_once():
