@@ -19,7 +19,6 @@ extended = long_context(
     tokens=120e9,
     peak_lr=2e-5,
     documents=(TokenSource(path="data/gemma3_long/train"),),
-    held_out=("data/gemma3_long/held_out",),
     batch_rows=128,
     mesh=replace(pretrained.mesh, replica=8, slices=1),
 )

@@ -19,7 +19,6 @@ extended = long_context(
     tokens=140e9,
     peak_lr=2e-5,
     documents=(TokenSource(path="data/gemma3_long/train"),),
-    held_out=("data/gemma3_long/held_out",),
     mesh=replace(pretrained.mesh, replica=8, topology="v5p:8x8x24"),
 )
 

@@ -19,7 +19,6 @@ extended = long_context(
     tokens=40e9,
     peak_lr=3e-5,
     documents=(TokenSource(path="data/gemma3_long/train"),),
-    held_out=("data/gemma3_long/held_out",),
     mesh=replace(pretrained.mesh, replica=2, slices=2),
 )
 

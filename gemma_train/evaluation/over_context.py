@@ -2,7 +2,8 @@
 
 The loss of one and the same final window of tokens, with ever more of the text ahead of it
 visible, is figure 7 of the Gemma 3 report (arXiv 2503.19786): a model that uses its context has
-less of it with more.
+less of it with more. Rows begin with <bos> at every length: if only some had it, a model that
+leans on it would tell that, and not what the context is good for.
 """
 
 from collections.abc import Callable
@@ -86,14 +87,17 @@ def over_context(
     asked: OverContext,
     telling: Telling,
 ) -> Found:
-    """Score rows of text (ids, [rows, longest length + 1]) and questions at every length.
+    """Score rows of text and questions at every length.
 
-    `telling` is entered for each piece of work, with what it is.
+    `text_bt` has ids behind a <bos>, [rows, longest length]; a row of a length is <bos> and the
+    last so many of them, the very last as a target alone. `telling` is entered for each piece of
+    work, with what it is.
     """
     at_length, by_position, of_shortest_b = [], (), None
+    begin_bt = np.full((len(text_bt), 1), tokenizer.bos, text_bt.dtype)
     for length in sorted(set(asked.lengths)):
         with telling(f"text, {length:,} tokens in sight"):
-            loss_bt = score(text_bt[:, -length - 1 :]).loss_bt
+            loss_bt = score(np.hstack([begin_bt, text_bt[:, -length:]])).loss_bt
         if length == max(asked.lengths):
             by_position = _by_position(loss_bt)
         window_b = loss_bt[:, -asked.window :].mean(axis=1)

@@ -39,10 +39,11 @@ def long_context(
     The factor of its global layers' RoPE is multiplied by `factor`; so are its context and its
     rows, unless a `length` is given for both. A step has as many tokens as before, as far as whole
     rows and the mesh allow, unless `batch_rows` says how many. `documents` are read beside the
-    run's own sources and `held_out` evaluated beside its own; the schedule is a new one, Adam's
-    `moments` begin anew or are the run's. `mesh` and `folder` are the run's and <its>_long unless
-    given. Raises `UserError` for a factor of at most 1, a length that is not longer than the run's,
-    and a size that stays at 32,768 tokens as published (270M, 1B).
+    run's own sources, and `held_out` evaluated beside its own: for other texts, for those of
+    `long_documents` are among its own already. The schedule is a new one, Adam's `moments` begin
+    anew or are the run's. `mesh` and `folder` are the run's and <its>_long unless given. Raises
+    `UserError` for a factor of at most 1, a length that is not longer than the run's, and a size
+    that stays at 32,768 tokens as published (270M, 1B).
     """
     require(1 < factor < math.inf, f"factor is {factor:g}: it must be above 1, such as {FACTOR:g}")
     mesh, data, was = mesh or run.mesh, run.data, run.model

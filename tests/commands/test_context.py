@@ -9,7 +9,9 @@ from gemma_train.commands import command_line
 from gemma_train.config import read_record
 from gemma_train.conversion.load import load_model
 from gemma_train.data.long_rows import long_rows
+from gemma_train.data.shards import TokenDataset
 from gemma_train.losses.next_token import mean_next_token_loss
+from gemma_train.tokenizer.tokenizer import Tokenizer
 
 QUICK = ("--rows", "3", "--window", "16")
 
@@ -27,7 +29,9 @@ def test_it_measures_beyond_the_context_with_and_without_rescaling(finished_run,
     picture = (folder / "context.svg").read_text()
     assert f"{folder}, RoPE factor 8" in picture and (folder / "context.png").exists()
 
-    model, ids_bt = load_model(str(folder)), long_rows(read_record(str(folder)).data, 160, 3).ids_bt
+    model, data = load_model(str(folder)), read_record(str(folder)).data
+    text_bt = long_rows(data, 160, 3).ids_bt
+    ids_bt = np.insert(text_bt, 0, Tokenizer.load(data.tokenizer).bos, axis=1)
     own, scaled = found["models"]
     sizes = [one["stop"] - one["first"] for one in own["by_position"]]
     mean = np.average([one["loss"]["mean"] for one in own["by_position"]], weights=sizes)
@@ -63,6 +67,14 @@ def test_a_mistake_is_a_line(words, line, finished_run, refused):
     given = {"--lengths": "96", "--window": "16", "--rows": "3"}
     base = [word for pair in given.items() if pair[0] not in words for word in pair]
     assert line in refused("context", finished_run[0], *base, *words)
+
+
+def test_a_single_row_is_refused_before_anything_is_computed(finished_run, refused):
+    folder, _ = finished_run
+    (held_out,) = read_record(str(folder)).data.held_out
+    half = str(len(TokenDataset(held_out)) // 2 + 1)  # two of them do not fit
+    line = refused("context", folder, "--lengths", half, *QUICK)
+    assert f"1 rows of {int(half):,}, and an interval needs 2" in line
 
 
 def test_a_run_is_asked_for(refused):

@@ -1,4 +1,4 @@
-"""Long rows: each within one document, none twice, joined only where no document is long enough."""
+"""Long rows: each within one document, none twice, joined only where too few are long enough."""
 
 import numpy as np
 import pytest
@@ -39,29 +39,51 @@ def test_the_starts_of_documents_are_told_over_all_shards(data):
     assert TokenDataset(config.held_out[0]).document_starts().tolist() == [0, 5, 12]
 
 
-def test_a_row_is_within_one_document_and_what_it_predicts_is_in_no_other(data):
+def test_a_row_is_within_one_document_behind_its_bos_and_overlaps_with_none(data):
     short, long, longer = document(10, 8), document(100, 9), document(200, 26)
     found = long_rows(data([short, long], [longer, short]), 8, 100)
     assert found.documents == 2
-    rows = [long, *(longer[start : start + 9] for start in (0, 8, 16))]
+    rows = [long[1:], *(longer[start : start + 8] for start in (1, 9, 17))]
     assert found.ids_bt.tolist() == rows
-    predicted = found.ids_bt[1:, 1:].ravel()
-    assert len(set(predicted.tolist())) == predicted.size
+    assert np.unique(found.ids_bt).size == found.ids_bt.size
+
+
+def test_a_document_of_two_datasets_is_one(data):
+    long, longer, short = document(100, 20), document(200, 31), document(10, 5)
+    found = long_rows(data([short, long, longer], [longer, long]), 8, 100)
+    assert found.documents == 2 and "one of 2 held-out" in found.told
+    assert found.ids_bt.tolist() == long_rows(data([short, long, longer]), 8, 100).ids_bt.tolist()
 
 
 def test_fewer_rows_are_spread_evenly(data):
     found = long_rows(data([document(100, 41)]), 8, 2)
-    assert found.ids_bt[:, 0].tolist() == [2, 115]
+    assert found.ids_bt[:, 0].tolist() == [100, 116]
     assert found.documents == 1 and "one of 1 held-out" in found.told
 
 
-def test_documents_are_joined_only_where_none_is_long_enough_and_it_is_said(data):
-    found = long_rows(data([document(10, 8), document(20, 8), document(30, 8)]), 8, 9)
-    stream = np.concatenate([document(first, 8) for first in (10, 20, 30)])
+@pytest.mark.parametrize("last", [8, 10])
+def test_documents_are_joined_only_where_too_few_are_long_enough_and_it_is_said(data, last):
+    documents = [document(10, 8), document(20, 8), document(30, last)]
+    found = long_rows(data(documents[:2], documents), 8, 9)
+    stream = np.concatenate(documents)
     assert found.documents == 0 and "join documents" in found.told
-    assert found.ids_bt.tolist() == [stream[:9].tolist(), stream[8:17].tolist()]
+    rows = [stream[start : start + 8] for start in (1, 9, 17)][: (stream.size - 1) // 8]
+    assert found.ids_bt.tolist() == np.array(rows).tolist()
 
 
-def test_too_little_text_is_a_line(data):
-    with pytest.raises(UserError, match="8 tokens without images.* a row of 8"):
-        long_rows(data([document(10, 8)]), 8, 9)
+def test_a_dataset_without_documents_has_no_rows(data):
+    assert len(long_rows(data([], [document(100, 41)]), 8, 9).ids_bt) == 5
+    with pytest.raises(UserError, match="has 0 tokens without images in 0 documents"):
+        long_rows(data([]), 8, 9)
+
+
+@pytest.mark.parametrize(
+    ("documents", "line"),
+    [
+        ([document(10, 8)], "has 8 tokens without images in 1 documents, 0 rows of 8, and an int"),
+        ([document(10, 16)], "16 tokens .* 1 rows of 8, and an interval needs 2: ask for shorter"),
+    ],
+)
+def test_fewer_rows_than_an_interval_needs_is_a_line(documents, line, data):
+    with pytest.raises(UserError, match=line):
+        long_rows(data(documents, documents), 8, 9)

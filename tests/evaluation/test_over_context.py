@@ -1,36 +1,16 @@
 """What is asked over growing context: the same tokens each time, answers that are in the row."""
 
-import sysconfig
 from contextlib import nullcontext
-from pathlib import Path
 
 import numpy as np
 import pytest
-from etils import epath
 
 from gemma_train.errors import UserError
 from gemma_train.evaluation.over_context import OverContext, edges, over_context
-from gemma_train.evaluation.recall import DEPTHS, key_values, needles
+from gemma_train.evaluation.recall import DEPTHS
 from gemma_train.evaluation.scores import Scores
-from gemma_train.tokenizer.tokenizer import Tokenizer
-from gemma_train.tokenizer.training import TokenizerConfig, train_tokenizer
 
 ASKED = OverContext(lengths=(256, 128), window=32, rows=10, seed=3)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory) -> Tokenizer:
-    path = epath.Path(tmp_path_factory.mktemp("tokenizer") / "small.model")
-    library = Path(sysconfig.get_path("stdlib"))
-    texts = [file.read_text("utf-8") for file in sorted((library / "json").glob("*.py"))]
-    train_tokenizer(texts, TokenizerConfig(path=str(path), vocabulary=700), path)
-    return Tokenizer.load(str(path))
-
-
-@pytest.fixture
-def text_bt(tokenizer) -> np.ndarray:
-    ids = tokenizer.encode(Path(sysconfig.get_path("stdlib"), "ast.py").read_text("utf-8"))
-    return np.array(ids[: 3 * 257], np.int32).reshape(3, 257)
 
 
 def copying(ids_bt: np.ndarray) -> Scores:
@@ -55,48 +35,6 @@ def asked(score, text_bt, tokenizer, asked=ASKED):
     return over_context(score, text_bt, tokenizer, asked, lambda what: nullcontext())
 
 
-def test_the_needle_stands_at_its_depth_and_the_row_ends_with_its_question(tokenizer, text_bt):
-    found = needles(tokenizer, text_bt, 256, rows=10, seed=3)
-    assert found.ids_bt.shape == (10, 257)
-    assert found.depth_b.tolist() == [*DEPTHS] * 2
-    for ids, answer, depth in zip(
-        found.ids_bt.tolist(), found.answer_b, found.depth_b, strict=True
-    ):
-        assert ids[0] == tokenizer.bos
-        said = tokenizer.decode(ids[-answer:])
-        assert len(said) == 5 and said.isdigit()
-        before, sentence, _ = tokenizer.decode(ids).partition("\nThe magic number of ")
-        assert tokenizer.decode(ids).count(said) == 2  # in the needle, and as the answer
-        end = len(tokenizer.encode(sentence)) + 1
-        place, last = len(tokenizer.encode(before)), 256 - 2 * end
-        assert place == pytest.approx(depth * last, abs=0.15 * 256)
-        head, _, question = tokenizer.decode(ids[:-answer]).rpartition("\nThe magic number of ")
-        assert f"The magic number of {question}{said}\n" in head
-
-
-def test_a_key_stands_in_one_line_at_its_depth_and_its_value_is_the_answer(tokenizer):
-    found = key_values(tokenizer, 256, rows=10, seed=3)
-    assert found.ids_bt.shape == (10, 257)
-    (newline,) = tokenizer.encode("\n")
-    for ids, depth in zip(found.ids_bt, found.depth_b, strict=True):
-        *_, key, value = ids.tolist()
-        lines = ids[-2 - 84 * 3 : -2].reshape(84, 3)
-        assert (lines[:, 2] == newline).all()
-        assert not set(lines[:, 0]) & set(lines[:, 1])
-        assert len(set(map(tuple, lines))) == len(set(lines[:, 0]))  # a key has one value
-        assert np.flatnonzero(lines[:, 0] == key).tolist() == [round(depth * 83)]
-        assert lines[round(depth * 83), 1] == value
-
-
-def test_another_seed_asks_other_questions(tokenizer, text_bt):
-    for make in (
-        lambda seed: needles(tokenizer, text_bt, 256, rows=2, seed=seed),
-        lambda seed: key_values(tokenizer, 256, rows=2, seed=seed),
-    ):
-        assert (make(1).ids_bt == make(1).ids_bt).all()
-        assert (make(1).ids_bt != make(2).ids_bt).any()
-
-
 def test_a_model_that_copies_answers_all_and_one_that_does_not_none(tokenizer, text_bt):
     for one in asked(copying, text_bt, tokenizer).at_length:
         assert one.needle.right.share == one.key_value.right.share == 1.0
@@ -114,7 +52,7 @@ def test_a_model_that_copies_answers_all_and_one_that_does_not_none(tokenizer, t
         assert one.needle.loss.mean == one.key_value.loss.mean == 2.0
 
 
-def test_the_same_final_tokens_are_scored_with_ever_more_ahead_of_them(tokenizer, text_bt):
+def test_the_same_final_tokens_are_scored_with_ever_more_between_bos_and_them(tokenizer, text_bt):
     seen = []
 
     def score(ids_bt):
@@ -123,10 +61,11 @@ def test_the_same_final_tokens_are_scored_with_ever_more_ahead_of_them(tokenizer
 
     found = asked(score, text_bt, tokenizer)
     texts = seen[::3]  # then needles and key-values
-    assert [text.shape[1] - 1 for text in texts] == [128, 256]
     assert [one.length for one in found.at_length] == [128, 256]
-    for text in texts:
-        assert (text == text_bt[:, -text.shape[1] :]).all()
+    for ids_bt in seen:
+        assert (ids_bt[:, 0] == tokenizer.bos).all()
+    for ids_bt, length in zip(texts, (128, 256), strict=True):
+        assert (ids_bt[:, 1:] == text_bt[:, -length:]).all()
     rows_b = text_bt[:, -32:].mean(axis=1)
     for one in found.at_length:
         assert one.change.mean == one.change.deviation == 0.0
@@ -134,7 +73,7 @@ def test_the_same_final_tokens_are_scored_with_ever_more_ahead_of_them(tokenizer
         assert one.final_window.deviation == pytest.approx(rows_b.std(ddof=1))
     last = found.by_position[-1]
     assert last.stop == 256
-    assert last.loss.mean == pytest.approx(text_bt[:, 1 + last.first : 257].mean())
+    assert last.loss.mean == pytest.approx(text_bt[:, last.first :].mean())
 
 
 def test_bins_cover_every_position_once():
@@ -155,10 +94,3 @@ def test_bins_cover_every_position_once():
 def test_what_cannot_be_asked_is_a_line(wrong, line):
     with pytest.raises(UserError, match=line):
         OverContext(**{"lengths": (128,), "window": 8, "rows": 4, "seed": 0} | wrong)
-
-
-def test_a_row_too_short_for_its_question_is_a_line(tokenizer, text_bt):
-    with pytest.raises(UserError, match="lengths has 16: a needle"):
-        needles(tokenizer, text_bt, 16, rows=2, seed=0)
-    with pytest.raises(UserError, match="lengths has 7"):
-        key_values(tokenizer, 7, rows=2, seed=0)

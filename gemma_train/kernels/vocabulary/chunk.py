@@ -81,13 +81,13 @@ def soft_chunk(
     target = soft_target(targets, logits_cv.shape[1], states_cd.dtype, terms)
     hard_c = target.at(logits_cv, targets.hard_c)
     plain = terms.temperature == 1.0 and terms.student == "full"
-    usual_c = None if plain else _softmax(logits_cv, rows)[1]
+    usual_c = None if plain else _softmax(logits_cv, rows).normalizer_c
     logits_cv /= terms.temperature
     dot_c, mass_c = target.sums(logits_cv)
     if terms.student == "candidates":
         assert isinstance(target, DenseTarget)
         logits_cv = jnp.where(target.target_cv > 0.0, logits_cv, -jnp.inf)
-    powers_cv, normalizer_c, denominator_c = _softmax(logits_cv, rows)
+    powers_cv, normalizer_c, denominator_c, _ = _softmax(logits_cv, rows)
     if rows:
         dot_c, mass_c, hard_c = jax.lax.psum((dot_c, mass_c, hard_c), tuple(rows))
     usual_c = normalizer_c if usual_c is None else usual_c
@@ -122,11 +122,10 @@ def scored_chunk(
     logits_cv, _ = _logits(states_cd, table_vd, terms)
     is_target_cv = jax.lax.broadcasted_iota(jnp.int32, logits_cv.shape, 1) == targets_c[:, None]
     target_c = jnp.sum(jnp.where(is_target_cv, logits_cv, 0.0), axis=1)
-    peak_c = jnp.max(logits_cv, axis=1)
     if rows:
-        target_c, peak_c = jax.lax.psum(target_c, tuple(rows)), jax.lax.pmax(peak_c, tuple(rows))
-    _, normalizer_c, _ = _softmax(logits_cv, rows)
-    return normalizer_c - target_c, target_c >= peak_c
+        target_c = jax.lax.psum(target_c, tuple(rows))
+    softmax = _softmax(logits_cv, rows)
+    return softmax.normalizer_c - target_c, target_c >= softmax.peak_c
 
 
 def _logits(
@@ -140,8 +139,14 @@ def _logits(
     return terms.soft_cap * tanh_cv, 1.0 - jnp.square(tanh_cv)
 
 
-def _softmax(logits_cv: jax.Array, rows: list[str]) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(numerators [c, v], log of their sum, their sum): 1 where every logit is -inf."""
+class _Softmax(NamedTuple):
+    powers_cv: jax.Array  # the numerators
+    normalizer_c: jax.Array  # log of the sum of the logits' exponentials
+    denominator_c: jax.Array  # sum of the numerators; 1 where every logit is -inf
+    peak_c: jax.Array  # the largest logit, which the numerators are taken from; 0 there
+
+
+def _softmax(logits_cv: jax.Array, rows: list[str]) -> _Softmax:
     peak_c = jnp.max(logits_cv, axis=1)
     if rows:
         peak_c = jax.lax.pmax(peak_c, tuple(rows))
@@ -151,4 +156,4 @@ def _softmax(logits_cv: jax.Array, rows: list[str]) -> tuple[jax.Array, jax.Arra
     if rows:
         denominator_c = jax.lax.psum(denominator_c, tuple(rows))
     denominator_c = jnp.where(denominator_c == 0.0, 1.0, denominator_c)
-    return powers_cv, jnp.log(denominator_c) + peak_c, denominator_c
+    return _Softmax(powers_cv, jnp.log(denominator_c) + peak_c, denominator_c, peak_c)

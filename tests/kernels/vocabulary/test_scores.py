@@ -44,3 +44,14 @@ def test_split_over_a_mesh_they_are_the_same(mesh, width, rows, columns, mesh_of
         found, expected = scores(width, LossTerms(chunk=7))
         assert_close(found[0], expected[0], "fp32")
         assert (np.asarray(found[1]) == expected[1]).all()
+
+
+def test_the_peak_is_taken_over_devices_once(mesh_of):
+    terms, random = LossTerms(chunk=7), np.random.default_rng(0)
+    with mesh_of(1, 1, 4):
+        states, table = states_and_table(random, 7, VOCABULARY, largest=6.0)
+        states, table, targets, _ = in_place(
+            (states, table, np.zeros((ROWS, LENGTH), np.int32), np.ones((ROWS, LENGTH)))
+        )
+        program = str(jax.make_jaxpr(lambda *x: token_scores(*x, terms))(states, table, targets))
+    assert program.count("= pmax") == 1
