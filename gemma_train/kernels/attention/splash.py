@@ -11,7 +11,7 @@ import jax
 
 from gemma_train.kernels.attention import along_seq, splash_kernel, splash_tables
 from gemma_train.kernels.attention.mask import AttentionMask
-from gemma_train.kernels.attention.splash_images import Keys, attend_with_images
+from gemma_train.kernels.attention.splash_images import Form, Keys, attend_with_images
 
 
 def attend(
@@ -33,22 +33,22 @@ def attend(
     that blocks do not divide.
     """
     (length, heads), window = query_btnh.shape[1:3], mask.window
-    shards, swapped = along_seq.shards(), False
+    shards, is_swapped = along_seq.shards(), False
     options = {"soft_cap": soft_cap, "kept_as": kept_as, "interpret": interpret}
     if window is None:
-        brought, swapped = along_seq.everywhere, splash_tables.is_mirrored(length, shards)
-        tables = splash_tables.everywhere(length, shards, heads, **options)
-        kernel = splash_tables.of_this_shard(tables, shards)
+        brought, is_swapped = along_seq.everywhere, splash_tables.is_mirrored(length, shards)
+        kernel = splash_tables.kernel_to_all(length, shards, heads, **options)
+        kernel = splash_tables.of_this_shard(kernel, shards)
     else:
         left = along_seq.halo(length, splash_tables.reach(window))
         brought = partial(along_seq.with_halo, left=left)
-        kernel = splash_tables.near(length, left, heads, window, **options)
+        kernel = splash_tables.kernel_near(length, left, heads, window, **options)
+    form = Form(soft_cap, kept_as, is_swapped)
     causal = Keys(brought(key_bskh), brought(value_bskh), mask.with_keys(brought))
     if mask.query_images_bt is not None:
         ahead = along_seq.halo(length, mask.image_tokens)
         brought = partial(along_seq.with_halo, right=ahead)
         later = Keys(brought(key_bskh), brought(value_bskh), mask.with_keys(brought))
-        return attend_with_images(kernel, query_btnh, causal, later, swapped)
-    order = along_seq.mirrored if swapped else lambda x: x
-    keys = causal.key_bskh, causal.value_bskh, causal.mask.with_queries(order)
-    return order(splash_kernel.output(kernel, order(query_btnh), *keys))
+        return attend_with_images(kernel, query_btnh, causal, later, form)
+    keys = causal.key_bskh, causal.value_bskh, causal.mask.with_queries(form.order)
+    return form.order(splash_kernel.output(kernel, form.order(query_btnh), *keys))

@@ -5,7 +5,6 @@ denominators. Given the merged one, the kernel's own backward pass and that of t
 the gradients; neither makes a [t, s] array.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from gemma_train.kernels.attention import along_seq, images, splash_kernel
+from gemma_train.kernels.attention import along_seq, image_triangle, splash_kernel
 from gemma_train.kernels.attention.mask import AttentionMask
 from gemma_train.kernels.attention.splash_kernel import Kernel
 
@@ -29,39 +28,49 @@ class Keys:
     mask: AttentionMask
 
 
+@dataclass(frozen=True)
+class Form:
+    """What of the kernel the other sum has to know."""
+
+    soft_cap: float | None
+    kept_as: str
+    swapped: bool  # its tables are of queries as `along_seq.mirrored` puts them
+
+    def order(self, x: jax.Array) -> jax.Array:
+        """Queries in order as the kernel wants them, and back."""
+        return along_seq.mirrored(x) if self.swapped else x
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
 def attend_with_images(
-    kernel: Kernel, query_btnh: jax.Array, causal: Keys, later: Keys, swapped: bool
+    kernel: Kernel, query_btnh: jax.Array, causal: Keys, later: Keys, form: Form
 ) -> jax.Array:
     """[b, t, n, h] weighted values: of the causal keys as the kernel sees them, and of later soft
-    tokens among the others, which begin where the queries do. `swapped` if the kernel's tables are
-    of queries as `along_seq.mirrored` puts them; here all come in order."""
-    return _forward(kernel, query_btnh, causal, later, swapped)[0]
+    tokens among the others, which begin where the queries do."""
+    return _forward(kernel, query_btnh, causal, later, form)[0]
 
 
-def _forward(kernel: Kernel, query_btnh: jax.Array, causal: Keys, later: Keys, swapped: bool):
-    soft_cap, kept_as = _options(kernel)
-    order, mask = _order(swapped), causal.mask
+def _forward(kernel: Kernel, query_btnh: jax.Array, causal: Keys, later: Keys, form: Form):
+    order, mask, soft_cap = form.order, causal.mask, form.soft_cap
     causal_btnh, causal_btn = splash_kernel.output_and_denominator(
         kernel, order(query_btnh), causal.key_bskh, causal.value_bskh, mask.with_queries(order)
     )
     causal_btnh, causal_btn = order(causal_btnh), order(causal_btn)
-    later_btn = images.log_denominator(query_btnh, later.key_bskh, later.mask, soft_cap)
+    later_btn = image_triangle.log_denominator(query_btnh, later.key_bskh, later.mask, soft_cap)
     denominator_btn = jnp.logaddexp(causal_btn, later_btn)
-    later_btnh, _ = images.weighted(
+    later_btnh, _ = image_triangle.weighted(
         query_btnh, later.key_bskh, later.value_bskh, later.mask, soft_cap, denominator_btn
     )
     share_btn = jnp.exp(causal_btn - denominator_btn)
     output_btnh = (causal_btnh * share_btn[..., None] + later_btnh).astype(query_btnh.dtype)
-    output_btnh = checkpoint_name(output_btnh, kept_as)
-    denominator_btn = checkpoint_name(denominator_btn, kept_as)
+    output_btnh = checkpoint_name(output_btnh, form.kept_as)
+    denominator_btn = checkpoint_name(denominator_btn, form.kept_as)
     return output_btnh, (kernel, query_btnh, causal, later, output_btnh, denominator_btn)
 
 
-def _backward(swapped: bool, kept: tuple, cotangent_btnh: jax.Array):
+def _backward(form: Form, kept: tuple, cotangent_btnh: jax.Array):
     kernel, query_btnh, causal, later, output_btnh, denominator_btn = kept
-    soft_cap, _ = _options(kernel)
-    order, mask = _order(swapped), causal.mask
+    order, mask, soft_cap = form.order, causal.mask, form.soft_cap
     of_query_btnh, of_key_bskh, of_value_bskh = splash_kernel.gradients(
         kernel,
         order(query_btnh),
@@ -74,7 +83,7 @@ def _backward(swapped: bool, kept: tuple, cotangent_btnh: jax.Array):
     )
 
     def of_images(query_btnh: jax.Array, key_bskh: jax.Array, value_bskh: jax.Array):
-        return images.weighted(
+        return image_triangle.weighted(
             query_btnh, key_bskh, value_bskh, later.mask, soft_cap, denominator_btn
         )
 
@@ -90,11 +99,3 @@ def _backward(swapped: bool, kept: tuple, cotangent_btnh: jax.Array):
 
 
 attend_with_images.defvjp(_forward, _backward)
-
-
-def _order(swapped: bool) -> Callable[[jax.Array], jax.Array]:
-    return along_seq.mirrored if swapped else lambda x: x
-
-
-def _options(kernel: Kernel) -> tuple[float | None, str]:
-    return kernel.kwargs["attn_logits_soft_cap"], kernel.kwargs["residual_checkpoint_name"]

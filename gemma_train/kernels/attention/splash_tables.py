@@ -35,7 +35,7 @@ def is_mirrored(length: int, shards: int) -> bool:
 
 
 @cache
-def near(
+def kernel_near(
     length: int, first_query: int, heads: int, window: int, **options
 ) -> splash.SplashAttentionKernel:
     """The kernel of queries that stand at keys first_query, first_query + 1, ...; no later key."""
@@ -46,7 +46,7 @@ def near(
 
 
 @cache
-def everywhere(length: int, shards: int, heads: int, **options) -> splash.SplashAttentionKernel:
+def kernel_to_all(length: int, shards: int, heads: int, **options) -> splash.SplashAttentionKernel:
     """The kernel of the queries of every shard, in the order of `along_seq.mirrored` where they
     are; no later key."""
     _check(length)
@@ -61,9 +61,9 @@ def everywhere(length: int, shards: int, heads: int, **options) -> splash.Splash
 
 
 def of_this_shard(
-    tables: splash.SplashAttentionKernel, shards: int
+    kernel: splash.SplashAttentionKernel, shards: int
 ) -> splash.SplashAttentionKernel:
-    """The part of the tables for the queries that this device holds."""
+    """The kernel with the part of its tables for the queries that this device holds."""
     here = jax.lax.axis_index("seq")
 
     def part(table: np.ndarray) -> jax.Array:
@@ -71,7 +71,7 @@ def of_this_shard(
         size = table.shape[axis] // shards
         return jax.lax.dynamic_slice_in_dim(jnp.asarray(table), here * size, size, axis)
 
-    return jax.tree.map(part, tables)
+    return jax.tree.map(part, kernel)
 
 
 def _check(length: int) -> None:

@@ -27,8 +27,8 @@ def small_blocks(monkeypatch):
 
 
 def forget() -> None:
-    splash_tables.near.cache_clear()
-    splash_tables.everywhere.cache_clear()
+    splash_tables.kernel_near.cache_clear()
+    splash_tables.kernel_to_all.cache_clear()
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -109,15 +109,15 @@ def test_the_tables_of_a_window_grow_with_the_row_and_those_of_all_keys_with_its
     small_blocks,
 ):
     lengths = (512, 1024, 2048)
-    near = [sum(visited(splash_tables.near(n, 0, 2, 128, **OPTIONS))) for n in lengths]
-    everywhere = [sum(visited(splash_tables.everywhere(n, 1, 2, **OPTIONS))) for n in lengths]
+    near = [sum(visited(splash_tables.kernel_near(n, 0, 2, 128, **OPTIONS))) for n in lengths]
+    everywhere = [sum(visited(splash_tables.kernel_to_all(n, 1, 2, **OPTIONS))) for n in lengths]
     assert near == [7, 15, 31]
     assert everywhere == [10, 36, 136]
 
 
 @pytest.mark.parametrize(("length", "shards"), [(256, 2), (512, 4), (2048, 8), (512, 3)])
 def test_every_shard_visits_as_many_blocks(length, shards, small_blocks):
-    blocks = visited(splash_tables.everywhere(length, shards, 2, **OPTIONS))
+    blocks = visited(splash_tables.kernel_to_all(length, shards, 2, **OPTIONS))
     here = length // 128
     work = [sum(blocks[shard * here : (shard + 1) * here]) for shard in range(shards)]
     assert len(set(work)) == 1

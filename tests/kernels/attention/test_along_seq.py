@@ -90,7 +90,7 @@ def test_it_is_what_one_device_computes(seq, window, length, mesh_of):
 @pytest.mark.parametrize(("seq", "window", "length"), KERNEL)
 def test_so_it_is_with_the_kernel_of_tpus(seq, window, length, mesh_of, monkeypatch):
     monkeypatch.setattr(splash_tables, "BLOCK", 128)
-    for tables in (splash_tables.near, splash_tables.everywhere):
+    for tables in (splash_tables.kernel_near, splash_tables.kernel_to_all):
         tables.cache_clear()
     vision = replace(VISION, side=24, tokens=36)
     config = replace(CONFIG, window=window, layers=2, vision=vision)
