@@ -1,6 +1,6 @@
 """Samplers ranked at equal stored bytes: bias and variance of a trained teacher's targets.
 
-    python -m benchmarks.sampler_error RUN --student RUN --bytes 32 64 88 160 --write docs/ablations.md
+    python -m benchmarks.sampler_error RUN --student RUN --bytes 32 88 160 --write docs/ablations.md
     python -m benchmarks.sampler_error --power-law 1.3 --vocabulary 262144 --rows 4 --draws 4
 
 For each sampler it finds how many candidates take a budget of bytes a token in a store, by encoding
