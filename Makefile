@@ -38,6 +38,7 @@ bench: $(READY)  ## the benchmarks behind the performance claims
 	$(RUN)/python -m benchmarks.distillation
 	$(RUN)/python benchmarks/data.py
 	$(RUN)/python -m benchmarks.images
+	$(RUN)/python -m benchmarks.attention
 
 plan-all: $(READY)  ## the gates on the meshes of the Gemma 3 report, then docs/pods.md's tables: hours
 	$(RUN)/python -m pytest -m slow tests/compile
