@@ -35,7 +35,6 @@ class Case:
     sketch: Figures
     peak_limit: float  # GB
     all_gather_limit: float | None = None  # GB; None: by the share below
-    counts_scatters: bool = True  # whether reduce-scatters have a limit too
 
 
 def _run(
@@ -67,7 +66,6 @@ CASES = {
         sketch=Figures(peak=3.22, all_gather=15.8, reduce_scatter=7.6, all_reduce=0.8),
         peak_limit=3.7,
         all_gather_limit=16.0,
-        counts_scatters=False,
     ),
     "C": Case(
         title="12B, v4:4x4x8, 8,192 x 128 rows, all data",

@@ -190,9 +190,10 @@ def main() -> int:
     def result(kind: str, name: str) -> Result:
         return kept.of(Task(kind=kind, name=name, layers=layers))
 
-    names = arguments.cases or sorted(CASES)
+    long_alone = arguments.long and not (arguments.lean or arguments.table_2)
+    names = arguments.cases or ([] if long_alone else sorted(CASES))
     cases = [result("plan", name) for name in names]
-    tables = {"cases": pod_tables.cases(cases)}
+    tables = {"cases": pod_tables.cases(cases)} if cases else {}
     if arguments.lean:
         found = []
         for name in names:
@@ -233,7 +234,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}; or all")
     parser.add_argument("--lean", action="store_true", help="find the remat policy for speed")
     parser.add_argument("--table-2", action="store_true", help="the four meshes of the report")
-    parser.add_argument("--long", action="store_true", help="the stage at 131,072 tokens")
+    parser.add_argument(
+        "--long", action="store_true", help="the stage at 131,072 tokens; alone, no case"
+    )
     parser.add_argument("--layers", type=int, help="so many only: to try this script")
     parser.add_argument("--keep", type=Path, help="file of results, to go on from")
     parser.add_argument("--write", type=Path, help="page that holds the tables")

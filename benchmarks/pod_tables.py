@@ -34,11 +34,10 @@ def _case(result: Result) -> list[tuple[str, ...]]:
         return [(title, "peak", "", "", "does not fit", "", "", "over")]
     ours, weights = _figures(step), 2 * step["parameters"] / GB
     gathers = case.all_gather_limit or ALL_GATHER_LIMIT * weights
-    scatters = REDUCE_SCATTER_LIMIT * weights if case.counts_scatters else None
     rows = [
         (title, "peak", "peak", case.peak_limit),
         ("", "all-gather", "all_gather", gathers),
-        ("", "gradients, reduce-scatter", "reduce_scatter", scatters),
+        ("", "gradients, reduce-scatter", "reduce_scatter", REDUCE_SCATTER_LIMIT * weights),
         ("", "gradients, all-reduce", "all_reduce", None),
     ]
     table = [

@@ -69,6 +69,12 @@ class RunConfig:
             f"seq is 1 (it is {self.mesh.seq}): set it to 0",
         )
         length, context = self.data.sequence_length, self.model.context
+        window = self.model.window or 0
+        require(
+            window <= context,
+            f"model.window is {window}, longer than model.context, {context}: local layers would "
+            f"see all there is, choose at most {context}",
+        )
         require(
             length <= context,
             f"data.sequence_length is {length}, longer than model.context, {context}: "

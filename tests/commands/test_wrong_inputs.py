@@ -110,6 +110,11 @@ def test_a_sequence_longer_than_the_model(refused, config):
     assert "data.sequence_length is 128, longer than model.context, 64" in told
 
 
+def test_a_window_longer_than_the_context(refused, config):
+    told = refused("train", config, "--model.window", "65")
+    assert "model.window is 65, longer than model.context, 64: local layers would see all" in told
+
+
 def test_a_config_that_is_missing_broken_or_something_else(refused, tmp_path):
     assert "does not exist" in refused("train", str(tmp_path / "none.py"))
     broken = tmp_path / "broken.py"
