@@ -1,8 +1,8 @@
 """Gemma 3 4B from 32,768 to 131,072 tokens, after configs/gemma3_4b.py (arXiv 2503.19786).
 
 The report gives length and factor; tokens, schedule, mixture and mesh are ours. A step has as many
-tokens as in pretraining, in a quarter of the rows on a quarter of the
-chips: 8,192 tokens to each, along the same axes as there.
+tokens as in pretraining, in a quarter of the rows on a quarter of the chips: 8,192 to each, along
+the same axes as there.
 """
 
 from dataclasses import replace

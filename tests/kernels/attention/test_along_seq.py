@@ -11,24 +11,10 @@ from gemma_train.kernels.attention import splash_tables
 from gemma_train.losses.next_token import mean_next_token_loss_and_gradient
 from gemma_train.model import ComputeConfig, Gemma, GemmaConfig
 from gemma_train.vision import VisionConfig
+from tests.model import test_images as images
 from tests.tolerances import TOLERANCES, assert_close, assert_close_leaves
 
-VISION = VisionConfig(side=8, patch=2, width=12, layers=1, heads=2, hidden=16, tokens=4)
-CONFIG = GemmaConfig(
-    vocabulary=64,
-    width=16,
-    layers=3,
-    query_heads=4,
-    key_value_heads=2,
-    head_dimension=8,
-    hidden=24,
-    context=2048,
-    pattern=("local", "global"),
-    window=6,
-    query_key_norm=True,
-    post_norms=True,
-    vision=VISION,
-)
+CONFIG = replace(images.CONFIG, context=2048)
 
 
 def inputs(vision: VisionConfig, length: int, rows: int, border: int) -> dict:
@@ -36,12 +22,12 @@ def inputs(vision: VisionConfig, length: int, rows: int, border: int) -> dict:
     random, size = np.random.default_rng(length), vision.tokens
     segments, index = np.ones((rows, length), np.int32), np.full((rows, length), -1, np.int32)
     for row in range(rows):
-        images = iter(range(3 * length))
+        numbers = iter(range(3 * length))
         for place in range(border - 1, length - size, border):
-            index[row, place - size // 2 : place - size // 2 + size] = next(images)
+            index[row, place - size // 2 : place - size // 2 + size] = next(numbers)
         for place in random.integers(0, length - size, length // border):
             if (index[row, place - 1 : place + size + 1] < 0).all():
-                index[row, place : place + size] = next(images)
+                index[row, place : place + size] = next(numbers)
         inside = (index[row] >= 0) & (index[row] == np.roll(index[row], 1))
         begins = (random.random(length) < 6 / length) & ~inside
         segments[row] += np.cumsum(begins)
@@ -83,7 +69,7 @@ KERNEL = [
 @pytest.mark.parametrize(("seq", "window", "length"), PLAIN)
 def test_it_is_what_one_device_computes(seq, window, length, mesh_of):
     config = replace(CONFIG, window=window)
-    given = inputs(VISION, length, 8 // seq, length // seq)
+    given = inputs(images.VISION, length, 8 // seq, length // seq)
     check(mesh_of, seq, config, "xla", given)
 
 
@@ -92,7 +78,7 @@ def test_so_it_is_with_the_kernel_of_tpus(seq, window, length, mesh_of, monkeypa
     monkeypatch.setattr(splash_tables, "BLOCK", 128)
     for tables in (splash_tables.kernel_near, splash_tables.kernel_to_all):
         tables.cache_clear()
-    vision = replace(VISION, side=24, tokens=36)
+    vision = replace(images.VISION, side=24, tokens=36)
     config = replace(CONFIG, window=window, layers=2, vision=vision)
     given = inputs(vision, length, 1, length // seq)
     check(mesh_of, seq, config, "splash", given)
