@@ -58,7 +58,9 @@ def test_figures_of_tokens_are_summed_over_the_vocabulary_as_the_step_does(
     from gemma_train.training.state import abstract_state
     from gemma_train.training.step import make_step
 
-    model = replace(GEMMA3_1B, vocabulary=1024, width=128, layers=1, hidden=128, context=128)
+    model = replace(
+        GEMMA3_1B, vocabulary=1024, width=128, layers=1, hidden=128, context=128, window=64
+    )
     loss = replace(LOSSES[name], chunk=chunk)
     if name.startswith(("a teacher", "its", "a whole")):
         sharding = "whole" if "whole" in name else "split"
