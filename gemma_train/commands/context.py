@@ -41,6 +41,8 @@ class ContextArguments:
 
     def __post_init__(self) -> None:
         require(bool(self.runs), "runs are none: name the folder of at least one")
+        twice = [run for run in self.runs if self.runs.count(run) > 1]
+        require(not twice, f"run {(twice or [''])[0]!r} is named twice: name each once")
         for factor in self.rope_factor:
             require(factor > 0, f"rope_factor is {factor}: it must be above 0")
         for length in self.asked.lengths:
@@ -60,8 +62,8 @@ class ContextArguments:
 def run(arguments: ContextArguments) -> None:
     """Print tables, write context.json into each run and the picture into the first."""
     asked = arguments.asked
-    opened = [_opened(folder, asked) for folder in arguments.runs]
     start_runtime(arguments.mesh)
+    opened = [_opened(folder, asked) for folder in arguments.runs]
     mesh = make_mesh(arguments.mesh, jax.devices()[: arguments.mesh.devices])
     lines: dict[str, Found] = {}
     with jax.set_mesh(mesh):

@@ -9,6 +9,7 @@ from gemma_train.conversion import gguf_file
 from gemma_train.conversion.load import open_weights
 from gemma_train.conversion.names import EMBEDDING, PADDING
 from gemma_train.conversion.tensors import Weights
+from gemma_train.mesh import MeshConfig, start_runtime
 
 _FORMATS = {"hf": "Hugging Face folder", "gemma": "gemma Orbax folder", "run": "run"}
 
@@ -27,6 +28,7 @@ def run(arguments: InspectArguments) -> None:
     if storage.path(arguments.path).suffix == ".gguf":
         print("\n".join(gguf_file.described(storage.existing(arguments.path, "file"))))
         return
+    start_runtime(MeshConfig())
     print("\n".join(_described(open_weights(arguments.path, expected))))
 
 

@@ -36,8 +36,8 @@ class OverContext:
         require(bool(self.lengths), "lengths is empty: name some, such as --lengths 512 1024")
         require(
             min(self.lengths) >= self.window >= 1,
-            f"window is {self.window}, the shortest of lengths {min(self.lengths)}: all of the "
-            "window must be in sight, choose it from 1 to that",
+            f"window is {self.window}: all of it must be in sight of the shortest of lengths, "
+            f"choose it from 1 to {min(self.lengths)}",
         )
         require(self.rows >= 2, f"rows is {self.rows}: an interval needs at least 2")
         require(0 <= self.seed < 2**32, f"seed is {self.seed}: it must be from 0 to 2**32 - 1")

@@ -46,6 +46,7 @@ def long_context(
     that stays at 32,768 tokens as published (270M, 1B).
     """
     require(1 < factor < math.inf, f"factor is {factor:g}: it must be above 1, such as {FACTOR:g}")
+    require(tokens > 0, f"tokens is {tokens:g}: it must be above 0, such as 20e9")
     mesh, data, was = mesh or run.mesh, run.data, run.model
     context = round(factor * was.context) if length is None else length
     require(

@@ -56,7 +56,7 @@ def test_several_runs_are_lines_of_one_picture(finished_run, capsys):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["--window", "97"], "window is 97, the shortest of lengths 96"),
+        (["--window", "97"], "window is 97: all of it must be in sight"),
         (["--rope-factor", "0"], "rope_factor is 0.0: it must be above 0"),
         (["--mesh.seq", "5"], "mesh.seq is 5: it must divide all lengths, also 96"),
         (["--lengths", "96", "999999"], "ask for shorter lengths"),
