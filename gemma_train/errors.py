@@ -1,15 +1,43 @@
-"""The one error a user ever sees: a line that names the thing, its value and what would do."""
+"""The errors that a user sees: one line that names the thing, its value and what would do.
+
+Each kind ends a command with an exit code of its own, for whoever starts it again.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import ClassVar
 
 
 class UserError(Exception):
-    """A mistake that the user can mend.
+    """A mistake that the user can mend: the same at every start.
 
     The message is one line: what is wrong (field, file or record), the value found, what would do.
-    The command line prints it without a traceback and exits with code 2.
+    The command line prints it without a traceback and exits with the error's code.
     """
+
+    exit_code: ClassVar[int] = 2
+
+
+class Damaged(UserError):
+    """A file does not hold what was written to it: truncated, changed or gone."""
+
+
+class Unrecoverable(UserError):
+    """A run has tried what it may try, and starting it again would end the same way."""
+
+    exit_code = 3
+
+
+class FaultyHardware(UserError):
+    """The same program gave two results: the machines are to be replaced, the run goes on."""
+
+    exit_code = 4
+
+
+class Stalled(UserError):
+    """Something gave no answer in time; another start may find it well."""
+
+    exit_code = 5
 
 
 def require(condition: bool, message: str) -> None:
@@ -24,4 +52,4 @@ def asked_by(field: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(f"{field}: {error}") from None
+        raise type(error)(f"{field}: {error}") from None

@@ -1,8 +1,8 @@
 """`gemma-train VERB ...`: finds the verb, builds its arguments with tyro, and ends with one line.
 
 Each verb's module is imported only when it is called for. Exit codes: 0 done, 1 a run of a sweep
-or a gate of a plan failed, 2 the user's mistake (one line on standard error, no traceback), 130
-stopped at once.
+or a gate of a plan failed, 2 the user's mistake (one line on standard error, no traceback), 3 a run
+that cannot go on, 4 faulty hardware, 5 no answer in time, 130 stopped at once.
 """
 
 import contextlib
@@ -53,7 +53,7 @@ def run(arguments: list[str]) -> int:
     try:
         return _verb(arguments[0])(arguments[1:]) or 0
     except UserError as error:
-        return _failed(str(error))
+        return _failed(str(error), error.exit_code)
     except BrokenPipeError:
         sys.stdout = None  # whoever read us has left, as `head` does
         return 0
@@ -265,6 +265,6 @@ def _told(error: Exception) -> str:
     return f"{error.filename}: {reason}" if error.filename else reason
 
 
-def _failed(line: str) -> int:
+def _failed(line: str, code: int = UserError.exit_code) -> int:
     print(f"gemma-train: {line}", file=sys.stderr)
-    return 2
+    return code
