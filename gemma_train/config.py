@@ -20,6 +20,7 @@ from gemma_train.data.config import DataConfig, ImageRows, TokenSource
 from gemma_train.definition import load_definition
 from gemma_train.errors import UserError, require
 from gemma_train.evaluation.held_out import EvaluationConfig
+from gemma_train.guard import GuardConfig
 from gemma_train.losses.distillation import Distillation, Online, Stored
 from gemma_train.losses.next_token import NextToken
 from gemma_train.mesh import MeshConfig
@@ -45,11 +46,15 @@ class RunConfig:
     accumulation: int = 1  # microbatches a step; each holds batch_rows / accumulation rows
     loss: NextToken | Distillation = NextToken()  # what is minimised
     optimizer: OptimizerConfig = OptimizerConfig()  # how
+    guard: GuardConfig = GuardConfig()  # which steps are skipped
     compute: ComputeConfig = ComputeConfig()  # in which arithmetic, and what is recomputed
     mesh: MeshConfig = MeshConfig()  # on which devices
     evaluation: EvaluationConfig = EvaluationConfig()  # how often, on how much held-out text
     checkpoint_every_steps: int = 500  # steps between checkpoints
     checkpoints_kept: int = 3  # newest checkpoints that stay
+    watchdog_minutes: float = 60.0  # without a step, then stacks are written and it ends; 0: off
+    replay_every_steps: int = 0  # steps between such as are computed twice and compared; 0: none
+    accepted_changes: tuple[str, ...] = ()  # fields that may differ from the run's record
     tensorboard: bool = True  # write TensorBoard files beside metrics.jsonl
 
     def __post_init__(self) -> None:
@@ -58,6 +63,9 @@ class RunConfig:
         for name in ("steps", "accumulation", "checkpoint_every_steps", "checkpoints_kept"):
             value = getattr(self, name)
             require(value >= 1, f"{name} is {value}: it must be at least 1")
+        for name in ("watchdog_minutes", "replay_every_steps"):
+            value = getattr(self, name)
+            require(value >= 0, f"{name} is {value}: it must be 0 (off) or more")
         require(
             self.model.vision is not None or self.data.images is None,
             "data.images is set, but model.vision is None: choose a model that sees images",
@@ -157,29 +165,6 @@ EXAMPLE = RunConfig(
     steps=100_000,
 )
 
-# What may differ between a run and its resumption: nothing in it changes what is learned. So may
-# the `weights` of a store's teacher: a store knows it by its parameters, wherever they lie.
-RESUMABLE_CHANGES = {
-    "folder",
-    "mesh",
-    "evaluation",
-    "checkpoint_every_steps",
-    "checkpoints_kept",
-    "tensorboard",
-    "compute.remat",
-    "compute.saved",
-    "compute.offloaded",
-    "compute.scan_neighbours",
-    "loss.chunk",
-    "loss.teacher.folder",
-    "loss.teacher.sharding",
-    "loss.teacher.step",  # that it is the same teacher's is looked at where it is opened
-    "data.images.store",  # embeddings are known by their images, stores by their encoder
-    "data.read_threads",
-    "data.prefetch_batches",
-    "data.worker_processes",
-}
-
 _CONFIGS = {
     config.__name__: config
     for config in (
@@ -203,6 +188,7 @@ _CONFIGS = {
         ComputeConfig,
         MeshConfig,
         EvaluationConfig,
+        GuardConfig,
     )
 }
 __all__ = [
@@ -213,6 +199,7 @@ __all__ = [
     "Distillation",
     "EvaluationConfig",
     "GemmaConfig",
+    "GuardConfig",
     "Gumbel",
     "ImageRows",
     "MeshConfig",
@@ -227,7 +214,6 @@ __all__ = [
     "TopK",
     "VisionConfig",
     "changed",
-    "differences",
     "load",
     "read_model_record",
     "read_record",
@@ -275,22 +261,6 @@ def _read[Kind](file: epath.Path, kind: type[Kind]) -> Kind:
     except (SyntaxError, UserError, ValueError, TypeError, IndexError, RecursionError) as error:
         raise UserError(f"{file} is not the record of a {kind.__name__}: {error}") from error
     return config
-
-
-def differences(recorded: Any, asked: Any, name: str = "") -> list[str]:
-    """What tells two configs apart, beyond `RESUMABLE_CHANGES`: 'field was old, is new' each."""
-    if recorded == asked or name in RESUMABLE_CHANGES:
-        return []
-    if type(recorded) is type(asked) and type(asked).__name__ in _CONFIGS:
-        return [
-            line
-            for field in (field.name for field in fields(asked))
-            if not (isinstance(asked, Stored) and field == "weights")
-            for line in differences(
-                getattr(recorded, field), getattr(asked, field), f"{name}.{field}".lstrip(".")
-            )
-        ]
-    return [f"{name} was {recorded!r}, is {asked!r}"]
 
 
 def changed[Config](config: Config, values: Mapping[str, Any], within: str = "") -> Config:

@@ -35,11 +35,16 @@ class MeshConfig:
     runtime: Literal["one_process", "many_processes", "pathways"] = "one_process"  # who drives them
     topology: str | None = None  # TPU slice the run is meant for, as in v5p:16x16x24: see plan
     slices: int = 1  # such slices, joined by the data-center network; they lie along replica
+    heartbeat_seconds: int = 100  # of many processes: how soon the others end when one is lost
 
     def __post_init__(self) -> None:
         for name in ("replica", "data", "seq", "slices"):
             size = getattr(self, name)
             require(size >= 1, f"mesh.{name} is {size}: it must be at least 1")
+        require(
+            self.heartbeat_seconds >= 10,
+            f"mesh.heartbeat_seconds is {self.heartbeat_seconds}: it must be at least 10",
+        )
         require(
             self.replica % self.slices == 0,
             f"mesh.slices is {self.slices}: it must divide mesh.replica, {self.replica}",
@@ -80,6 +85,7 @@ def start_runtime(config: MeshConfig) -> None:
                     jax.distributed.initialize(
                         num_processes=int(count) if count else None,
                         process_id=int(number) if number else None,
+                        heartbeat_timeout_seconds=config.heartbeat_seconds,
                     )
                 except ValueError as error:
                     raise UserError(
@@ -129,6 +135,18 @@ def of_leader(find: Callable[[], str]) -> str:
     words = found.rstrip(b"\0").decode(errors="replace")
     require(words[:1] == "+", words[1:])
     return words[1:]
+
+
+def of_all(words: str) -> list[str]:
+    """What every process says, in their order, on each of them; all of them wait."""
+    if jax.process_count() == 1:
+        return [words]
+    sent, content = np.zeros(_LONGEST, np.uint8), words.encode()[:_LONGEST]
+    sent[: len(content)] = np.frombuffer(content, np.uint8)
+    return [
+        bytes(row).rstrip(b"\0").decode(errors="replace")
+        for row in np.asarray(multihost_utils.process_allgather(sent))
+    ]
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:

@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec, reshard
 
 from gemma_train import storage
-from gemma_train.config import differences
+from gemma_train.drift import differences
 from gemma_train.conversion import gemma_orbax, huggingface, run_folder
 from gemma_train.conversion.mapping import from_ours
 from gemma_train.conversion.tensors import (
@@ -99,7 +99,7 @@ def _opened(path: str, expected: GemmaConfig | None, step: int | None) -> Weight
 
 
 def _check_model(path: str, found: GemmaConfig, expected: GemmaConfig) -> None:
-    different = differences(_computed(found), _computed(expected), "model")
+    different = list(differences(_computed(found), _computed(expected), "model").values())
     require(
         not different,
         f"{path!r} holds another model than the config ({'; '.join(different[:3])}): "

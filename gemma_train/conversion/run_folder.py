@@ -10,7 +10,6 @@ from gemma_train.config import (
     DataConfig,
     RunConfig,
     TokenSource,
-    differences,
     read_record,
     record,
 )
@@ -21,6 +20,7 @@ from gemma_train.conversion.names import shapes
 from gemma_train.conversion.tensors import Tensors, Weights, stacked, unstacked
 from gemma_train.conversion.tokenizer_files import copy_tokenizer, find_tokenizer
 from gemma_train.data.images.store import read_head
+from gemma_train.drift import differences
 from gemma_train.errors import require
 from gemma_train.leaves import by_path, from_paths
 from gemma_train.metrics.byte_progress import Advance
@@ -84,7 +84,7 @@ def _encoder(run: RunConfig, folder: epath.Path) -> Tensors:
 def _read_encoder(expected: VisionConfig, folder: epath.Path) -> Tensors:
     vision, tensors = encoder_folder.read(folder)
     found = differences(expected, vision, "model.vision")
-    require(not found, f"{folder} holds another encoder: {'; '.join(found)}")
+    require(not found, f"{folder} holds another encoder: {'; '.join(found.values())}")
     return tensors
 
 

@@ -13,7 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column
 
 from gemma_train import storage
-from gemma_train.config import differences, read_record, record
+from gemma_train.config import read_record, record
+from gemma_train.drift import differences
 from gemma_train.errors import require
 from gemma_train.losses.distillation import Distillation, Stored
 from gemma_train.metrics.wording import duration
@@ -64,7 +65,7 @@ def state_of(run: Run) -> State:
     if not done and not any(file.name.isdigit() for file in (folder / CHECKPOINTS).glob("*")):
         return "to do"
     recorded = read_record(run.config.folder)
-    found = differences(recorded, run.config)
+    found = list(differences(recorded, run.config).values())
     rows, asked = recorded.evaluation.rows, run.config.evaluation.rows
     if done and rows != asked:  # harmless for a run that goes on, not for losses side by side
         found.append(f"evaluation.rows was {rows}, is {asked}")

@@ -2,33 +2,59 @@
 
 import base64
 import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from gemma_train import storage
-from gemma_train.config import RunConfig, differences, read_record, record
+from gemma_train.config import RunConfig, read_record, record
 from gemma_train.data.images.pictures import PICTURES, kept_picture
+from gemma_train.drift import accepts, differences
 from gemma_train.errors import UserError
 from gemma_train.evaluation.captions import Answers
-from gemma_train.mesh import is_leader
+from gemma_train.mesh import is_leader, of_leader
 from gemma_train.metrics.captions import Caption, write
 from gemma_train.run_files import CAPTIONS, RECORD, SUMMARY
 from gemma_train.tokenizer.tokenizer import Tokenizer
 
 
-def claim(config: RunConfig, *, begun: bool) -> None:
-    """Write the run's record. Raises `UserError` where another run has `begun` (saved) there."""
-    folder = storage.path(config.folder)
+@contextmanager
+def only_writer(folder: str) -> Iterator[None]:
+    """Hold a run's folder; whatever ends the process lets go. Raises `UserError`, on all processes,
+    where another run holds it. A bucket has no such lock."""
+    with ExitStack() as held:
+
+        def hold() -> str:
+            if "://" not in folder:
+                place = storage.path(folder)
+                place.mkdir(parents=True, exist_ok=True)
+                held.enter_context(storage.alone(place))
+            return "held"
+
+        of_leader(hold)
+        yield
+
+
+def claim(config: RunConfig, *, begun: bool) -> list[str]:
+    """Write the run's record; returns the changes of one that has `begun` which are accepted.
+
+    Raises `UserError` where it was begun (saved) by another config, beyond those.
+    """
+    folder, accepted = storage.path(config.folder), []
     if begun:
         found = differences(read_record(config.folder), config)
-        if found:
-            shown = "; ".join(found[:3]) + ("; ..." if len(found) > 3 else "")
+        accepted = [one for name, one in found.items() if accepts(config.accepted_changes, name)]
+        refused = {name: one for name, one in found.items() if one not in accepted}
+        if refused:
+            shown = "; ".join([*refused.values()][:3]) + ("; ..." if len(refused) > 3 else "")
             raise UserError(
-                f"folder {config.folder!r} was made by another config ({shown}): "
-                "choose another --folder, or remove that one"
+                f"folder {config.folder!r} was made by another config ({shown}): choose another "
+                f"--folder, remove that one, or accept it by --accepted-changes {next(iter(refused))}"
             )
     if is_leader():
         folder.mkdir(parents=True, exist_ok=True)
         storage.write_whole(folder / RECORD, record(config))
+    return accepted
 
 
 def finished(config: RunConfig) -> bool:

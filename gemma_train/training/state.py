@@ -1,4 +1,4 @@
-"""What a step changes: the parameters, the optimizer's moments and the number of steps taken."""
+"""What a step changes: parameters, the optimizer's moments, the guard, and the number of steps."""
 
 from dataclasses import dataclass, replace
 
@@ -14,6 +14,7 @@ from gemma_train.conversion.load import load
 from gemma_train.conversion.run_folder import MOMENTS
 from gemma_train.conversion.tensors import Weights
 from gemma_train.errors import asked_by
+from gemma_train.guard import Guard
 from gemma_train.model import Gemma
 from gemma_train.optimizer import make_optimizer, rewound
 from gemma_train.placement import abstract
@@ -24,9 +25,10 @@ from gemma_train.placement import abstract
 class TrainState:
     """A pytree; `moments` is optax's state and is split over the mesh as the parameters are."""
 
-    step: jax.Array  # int32: optimizer steps taken
+    step: jax.Array  # int32: steps of the run, those that were skipped among them
     model: Gemma
     moments: optax.OptState
+    guard: Guard
 
 
 def initial_state(config: RunConfig) -> TrainState:
@@ -45,7 +47,8 @@ def imported_state(config: RunConfig, weights: Weights) -> TrainState:
     like = abstract_state(config).moments
     kept = run_folder.restore(storage.path(weights.source), weights.step, like, MOMENTS)
     moments = jax.jit(rewound, donate_argnums=0)(kept)
-    return TrainState(step=jax.jit(_no_steps)(), model=model, moments=moments)
+    step, guard = jax.jit(_no_steps)()
+    return TrainState(step=step, model=model, moments=moments, guard=guard)
 
 
 def check_moments(config: RunConfig, weights: Weights | None) -> None:
@@ -57,16 +60,16 @@ def check_moments(config: RunConfig, weights: Weights | None) -> None:
 
 def _begun(config: RunConfig, model: Gemma) -> TrainState:
     @jax.jit
-    def others(model: Gemma) -> tuple[jax.Array, optax.OptState]:
+    def others(model: Gemma) -> tuple[optax.OptState, tuple[jax.Array, Guard]]:
         moments = make_optimizer(config.optimizer, config.steps).init(model)
-        return _no_steps(), moments
+        return moments, _no_steps()
 
-    step, moments = others(model)
-    return TrainState(step=step, model=model, moments=moments)
+    moments, (step, guard) = others(model)
+    return TrainState(step=step, model=model, moments=moments, guard=guard)
 
 
-def _no_steps() -> jax.Array:
-    return jnp.zeros((), jnp.int32)
+def _no_steps() -> tuple[jax.Array, Guard]:
+    return jnp.zeros((), jnp.int32), Guard.begun()
 
 
 def abstract_state(config: RunConfig) -> TrainState:

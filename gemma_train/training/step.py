@@ -1,4 +1,4 @@
-"""One optimizer step: the loss and its gradient over microbatches, then AdamW."""
+"""One step: the loss and its gradient over microbatches, then AdamW, unless the guard objects."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec
 from gemma_train.axes import activation
 from gemma_train.config import RunConfig
 from gemma_train.data.example import LETTERS, Batch
+from gemma_train.guard import chosen, judged
 from gemma_train.losses import training_loss
 from gemma_train.mesh import device_kind
 from gemma_train.model import Gemma
@@ -30,7 +31,8 @@ def make_step(config: RunConfig) -> Callable[..., tuple[TrainState, Scalars]]:
     that is its third argument.
 
     Scalars: `loss` (with z-loss) and `cross_entropy` in nats per token, `gradient_norm` before
-    clipping, `learning_rate`, and `tokens` that carried loss.
+    clipping, `learning_rate`, `tokens` that carried loss, and `skipped`: how many steps in a row,
+    up to this one, were bad and have changed neither parameters nor moments.
     """
     optimizer = make_optimizer(config.optimizer, config.steps)
     rate = learning_rate(config.optimizer, config.steps)
@@ -49,15 +51,19 @@ def make_step(config: RunConfig) -> Callable[..., tuple[TrainState, Scalars]]:
         )
         gradients = summed(gradients, state.model)
         updates, moments = optimizer.update(gradients, state.moments, state.model)
+        norm = optax.tree.norm(gradients)
+        good, guard = judged(state.guard, config.guard, sums[0], norm)
         scalars = {
             "loss": sums[0],
             "cross_entropy": sums[1],
-            "gradient_norm": optax.tree.norm(gradients),
-            "learning_rate": rate(state.step),
+            "gradient_norm": norm,
+            "learning_rate": rate(state.step - state.guard.skipped),
             "tokens": tokens,
+            "skipped": guard.in_a_row,
         }
-        model = optax.apply_updates(state.model, updates)
-        return TrainState(step=state.step + 1, model=model, moments=moments), scalars
+        new = optax.apply_updates(state.model, updates), moments
+        model, moments = chosen(good, new, (state.model, state.moments))
+        return TrainState(step=state.step + 1, model=model, moments=moments, guard=guard), scalars
 
     return jax.jit(step, donate_argnums=0, compiler_options=compiler_options(device_kind()))
 

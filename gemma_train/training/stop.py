@@ -13,12 +13,24 @@ from jax.experimental import multihost_utils
 from gemma_train.signals import handled
 
 
+class Stopped(Exception):
+    """What was under way was left for the request; the state is that of the last step."""
+
+
 class StopRequest:
     """While entered, SIGINT and SIGTERM ask for an end instead of killing the process."""
 
     def __init__(self) -> None:
         self._requested = False
         self._alone = jax.process_count() == 1
+
+    def check(self) -> None:
+        """Raise `Stopped` where one process alone is asked to end: between parts of a long work.
+
+        Of many none may leave what all are at: they end at the next step.
+        """
+        if self._requested:
+            raise Stopped
 
     def agreed(self, step: int) -> bool:
         """Whether all processes end after `step`; each calls it after every step."""

@@ -11,11 +11,11 @@ from gemma_train.config import (
     OptimizerConfig,
     RunConfig,
     TokenSource,
-    differences,
     read_record,
     record,
 )
 from gemma_train.data.recipe import ImageEncoding, ImageTextSource, Recipe, TextSource
+from gemma_train.drift import differences
 from gemma_train.errors import UserError
 from gemma_train.model import sizes
 from gemma_train.model.sizes import GEMMA3_1B, GEMMA3_4B, GEMMA3_270M, SO400M, kept_short
@@ -51,7 +51,7 @@ def test_all_that_the_stage_changes_of_a_run():
         **STAGE,
     )
     assert long.folder == "runs/base_long"
-    assert differences(BASE, long) == [
+    assert [*differences(BASE, long).values()] == [
         "model.context was 32768, is 131072",
         "model.global_rope_factor was 1.0, is 8.0",
         f"data.train was {BASE.data.train}, is {(*BASE.data.train, books)}",

@@ -1,0 +1,1 @@
+"""The folder of a run's checkpoints: sealed, verified, walked back over, thinned out."""

@@ -1,0 +1,122 @@
+"""Seals: the size and SHA-256 of every file of a checkpoint, by the process that wrote it.
+
+    _CHECKPOINT_METADATA, state/...   what Orbax wrote and committed
+    seal-00000-of-00002.json          what process 0 wrote of it
+    seal-00001-of-00002.json          what process 1 wrote of it
+
+Orbax restores a checkpoint with a flipped bit in it without a word. A checkpoint is whole where all
+its seals are there, and every file is as its seal says. Seals are written last, each by its writer.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from etils import epath
+
+from gemma_train import sidecar, storage
+from gemma_train.errors import Damaged, UserError
+from gemma_train.sidecar import Count, Name, Positive
+
+FORMAT_VERSION = 1
+_SEAL = re.compile(r"seal-(\d{5})-of-(\d{5})\.json")
+_BEING_WRITTEN = ".seal-"
+_WRITER = re.compile(r"process_(\d+)$")  # how Orbax names what another process than the first wrote
+_CURE = "go on from another checkpoint"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SealedFile:
+    """A file as it was when the checkpoint was finished."""
+
+    name: Name  # its path in the checkpoint, with /
+    size: Count  # bytes
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seal:
+    """What one of `processes` wrote of a checkpoint."""
+
+    process: Count
+    processes: Positive
+    files: tuple[SealedFile, ...]
+
+
+def seal(checkpoint: epath.Path, process: int = 0, processes: int = 1) -> None:
+    """Read what this process wrote of a committed checkpoint, and write its seal."""
+    files = tuple(
+        SealedFile(name=name, size=file.stat().length, sha256=storage.sha256(file))
+        for name, file in sorted(_files(checkpoint))
+        if not is_seal(name) and _writer(name, processes) == process
+    )
+    record = Seal(process=process, processes=processes, files=files)
+    name = f"seal-{process:05d}-of-{processes:05d}.json"
+    sidecar.write(checkpoint / name, record, FORMAT_VERSION)
+
+
+def is_seal(name: str) -> bool:
+    """Whether a file of a checkpoint is one of its seals, and none of its contents."""
+    return bool(_SEAL.fullmatch(name)) or name.startswith(_BEING_WRITTEN)
+
+
+def is_sealed(checkpoint: epath.Path) -> bool:
+    """Whether all seals are there, by their names alone."""
+    found = [match for one in checkpoint.iterdir() if (match := _SEAL.fullmatch(one.name))]
+    numbers = {int(match[1]) for match in found}
+    return bool(found) and numbers == set(range(max(int(match[2]) for match in found)))
+
+
+def damage(checkpoint: epath.Path, read: slice = slice(None)) -> str:
+    """What is wrong with a checkpoint, naming the first such file; "" where it is whole.
+
+    Every file's size is looked at, and of the files in `read` every byte.
+    """
+    try:
+        sealed = _read(checkpoint)
+        for file in sealed:
+            storage.check_size(checkpoint / file.name, file.size, _CURE)
+        for file in sealed[read]:
+            storage.check_sha256(checkpoint / file.name, file.sha256, _CURE)
+    except UserError as error:
+        return str(error).removesuffix(f": {_CURE}")
+    except OSError as error:
+        return f"{error.filename or checkpoint}: {error.strerror or error}"
+    return ""
+
+
+def _read(checkpoint: epath.Path) -> list[SealedFile]:
+    """All files by all seals. Raises `Damaged` where a seal is missing or says what cannot be."""
+    names = [one.name for one in checkpoint.iterdir() if _SEAL.fullmatch(one.name)]
+    if not names:
+        raise Damaged(f"{str(checkpoint)!r} has no seal")
+    seals = [
+        sidecar.read(checkpoint / name, Seal, FORMAT_VERSION, _CURE) for name in sorted(names)
+    ]
+    processes = seals[0].processes
+    if [(one.process, one.processes) for one in seals] != [
+        (number, processes) for number in range(processes)
+    ]:
+        raise Damaged(f"{str(checkpoint)!r} has seals {', '.join(sorted(names))}: one is missing")
+    sealed = [file for one in seals for file in one.files]
+    for file in sealed:
+        if file.name.startswith("/") or ".." in file.name.split("/"):
+            raise Damaged(f"{str(checkpoint)!r} has a seal of {file.name!r}, which is not in it")
+    if not sealed:
+        raise Damaged(f"{str(checkpoint)!r} has a seal of no file")
+    return sealed
+
+
+def _writer(name: str, processes: int) -> int:
+    """The process that wrote a file: the first one all that bears no other's number."""
+    marks = [match for part in name.split("/") if (match := _WRITER.search(part))]
+    return int(marks[0][1]) % processes if marks else 0
+
+
+def _files(folder: epath.Path, within: str = "") -> Iterator[tuple[str, epath.Path]]:
+    """(name, file) of every file below a folder (epath's own glob refuses to look for them)."""
+    for child in folder.iterdir():
+        if child.is_dir():
+            yield from _files(child, f"{within}{child.name}/")
+        else:
+            yield f"{within}{child.name}", child
