@@ -3,6 +3,7 @@
 RECORD = "config.py"
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
+STACKS = "stacks-{}.txt"  # of a process that hung: where its threads were
 CHECKPOINTS = "checkpoints"
 ENCODER = "encoder"  # the frozen one of a model that sees images
 STATE = "state"  # what a checkpoint of them holds

@@ -5,7 +5,9 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
 
+from gemma_train.metrics import goodput
 from gemma_train.metrics.clock import StepClock
+from gemma_train.metrics.goodput import Goodput
 from gemma_train.metrics.peak import model_flops_utilization
 from gemma_train.metrics.progress import Progress
 from gemma_train.metrics.recorder import Recorder
@@ -15,7 +17,8 @@ class Observer:
     """Records and shows a run's steps `start_step` + 1 to `total_steps`; a context manager.
 
     Of many processes one is `active` and writes; the others only keep the clock. `device_peak` is
-    the FLOP/s of one of `devices`, None where it is not known: MFU is then left out.
+    the FLOP/s of one of `devices`, None where it is not known: MFU is then left out. `began` is the
+    reading of `time.perf_counter` at which the life began, as `goodput.process_start` finds it.
     """
 
     def __init__(
@@ -30,11 +33,16 @@ class Observer:
         device_peak: float | None,
         tensorboard: bool,
         active: bool,
+        began: float | None = None,
     ) -> None:
-        self.clock = StepClock(tokens_per_step)
+        self.clock = StepClock(tokens_per_step, began=began)
+        self._start_step = self._step = start_step
+        self._lost, self._is_account_due = 0.0, True
         self._flops_per_token, self._devices, self._peak = flops_per_token, devices, device_peak
         self._pending: tuple[int, Mapping[str, Any]] | None = None
         self._recorder = Recorder(folder, start_step, tensorboard) if active else None
+        earlier = self._recorder.accounts if self._recorder else []
+        self._life = 1 + max((line["life"] for line in earlier), default=0)
         self._progress = Progress(total_steps, start_step) if active else None
 
     def step(self, step: int, scalars: Mapping[str, Any]) -> None:
@@ -61,6 +69,21 @@ class Observer:
         if self._recorder and self._progress:
             self._recorder.record(step, line)
             self._progress.update(step, line)
+        self._step = step
+        if self._is_account_due:
+            self._account()
+            self._is_account_due = False
+
+    def _account(self) -> None:
+        """Record what the life took so far: after its first step, after a pause, and at its end."""
+        if self._recorder:
+            lines = goodput.account(
+                self.clock.ledger.seconds,
+                life=self._life,
+                from_step=self._start_step,
+                lost=self._lost,
+            )
+            self._recorder.record(self._step, lines, kind="goodput")
 
     def evaluation(self, step: int, scalars: Mapping[str, float]) -> None:
         """Record what an evaluation found, and say it."""
@@ -71,10 +94,26 @@ class Observer:
             self._progress.say(f"step {step:,}: held-out {found}")
 
     def flush(self) -> None:
-        """Wait for the last step, write and show it: before what is not a step, and at the end."""
+        """Wait for the last step, write and show it: before what is not a step, and at the end.
+
+        The step that follows is recorded with an account of the life so far.
+        """
         self._finish_pending()
+        self._is_account_due = True
         if self._recorder:
             self._recorder.flush()
+
+    def go_back(self, step: int) -> None:
+        """The run goes on from an earlier step: the record of later ones is dropped, as lost work.
+
+        Called where their state is given up, before the next step.
+        """
+        self.flush()
+        self._account()
+        self._step = step
+        if self._recorder:
+            self._recorder.go_back(step)
+            self._lost = self._recorder.accounts[-1][goodput.LOST]
 
     def say(self, text: str) -> None:
         """Print a line above the progress."""
@@ -95,4 +134,16 @@ class Observer:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._opened.__exit__(kind, error, traceback)
+        try:
+            self._conclude(says=error is None)
+        finally:
+            self._opened.__exit__(kind, error, traceback)
+
+    def _conclude(self, *, says: bool) -> None:
+        """Record the life's last account; say what all lives took where it ended well."""
+        self._account()
+        if self._recorder:
+            mine = self._recorder.flush()
+            found = Goodput.of([*self._recorder.accounts, mine])
+            if found and says:
+                self.say(found.told)

@@ -15,6 +15,7 @@ from etils import epath
 
 from gemma_train import storage
 from gemma_train.errors import UserError
+from gemma_train.metrics import goodput
 from gemma_train.run_files import METRICS, TENSORBOARD
 
 # Object stores cannot append: there the file is rewritten whole, at most this often.
@@ -23,7 +24,7 @@ REWRITE_SECONDS = 60.0
 ALWAYS = {"step": int, "time": int | float, "kind": str}
 NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
-Kind = Literal["train", "evaluation", "event"]
+Kind = Literal["train", "evaluation", "event", "goodput"]
 
 
 class Recorder:
@@ -31,16 +32,30 @@ class Recorder:
 
     Made by one process of a run. `start_step` is the last step that the run may build on: 0 begins
     an empty file, n keeps the lines up to step n and drops those of the life that was killed.
+    `accounts` is the last line of kind "goodput" of each life so far.
     """
 
     def __init__(self, folder: str | epath.Path, start_step: int, tensorboard: bool) -> None:
         run = storage.path(str(folder))
         run.mkdir(parents=True, exist_ok=True)
+        self._run, self._tensorboard = run, tensorboard
         self._pending: dict[str, Any] = {}
-        self._file = _open(run / METRICS, _cut(run / METRICS, start_step))
+        self._begin([] if start_step == 0 else _lines(run), start_step)
+
+    def _begin(self, lines: list[dict[str, Any]], step: int) -> None:
+        """Go on from a step with what these lines say up to it."""
+        kept = goodput.gone_back(lines, step)
+        self.accounts = list(goodput.lives(kept).values())
+        self._file = _open(self._run / METRICS, "".join(map(_encode, kept)))
         # TensorBoard hides steps >= purge_step, and keeps the event files of earlier lives.
-        purge_step = start_step + 1 if start_step else 0
-        self._board = _open_tensorboard(run / TENSORBOARD, purge_step) if tensorboard else None
+        purge_step = step + 1 if step or lines else 0
+        board = self._run / TENSORBOARD
+        self._board = _open_tensorboard(board, purge_step) if self._tensorboard else None
+
+    def go_back(self, step: int) -> None:
+        """Go on from an earlier `step`: later lines are dropped, as at a resumption from it."""
+        self.close()
+        self._begin(_lines(self._run), step)
 
     def record(self, step: int, scalars: Mapping[str, Any], kind: Kind = "train") -> dict[str, Any]:
         """Keep the scalars of `step` pending and write those of the previous call.
@@ -116,11 +131,8 @@ def read(folder: str | epath.Path) -> list[dict[str, Any]]:
         return lines
 
 
-def _cut(file: epath.Path, start_step: int) -> str:
-    """The text of `file` up to `start_step`, without what a killed life wrote after it."""
-    if start_step == 0 or not file.exists():
-        return ""
-    return "".join(_encode(line) for line in read(file.parent) if line["step"] <= start_step)
+def _lines(run: epath.Path) -> list[dict[str, Any]]:
+    return read(run) if (run / METRICS).exists() else []
 
 
 def _plain(value: Any) -> int | float | str:

@@ -26,7 +26,7 @@ def test_a_step_takes_from_arrival_to_arrival_also_around_an_evaluation(tmp_path
     from gemma_train.metrics import observer as module
 
     real = module.StepClock
-    monkeypatch.setattr(module, "StepClock", lambda tokens: real(tokens, now=clock))
+    monkeypatch.setattr(module, "StepClock", lambda tokens, **how: real(tokens, now=clock, **how))
     watched = Observer(
         str(tmp_path),
         start_step=0,
