@@ -66,6 +66,12 @@ class RunConfig:
         for name in ("watchdog_minutes", "replay_every_steps"):
             value = getattr(self, name)
             require(value >= 0, f"{name} is {value}: it must be 0 (off) or more")
+        for name in self.accepted_changes:
+            require(
+                _is_field(self, name),
+                f"accepted_changes names {name!r}, which is no field of a run: write it as in "
+                "'optimizer.peak_lr'",
+            )
         require(
             self.model.vision is not None or self.data.images is None,
             "data.images is set, but model.vision is None: choose a model that sees images",
@@ -219,6 +225,14 @@ __all__ = [
     "read_record",
     "record",
 ]
+
+
+def _is_field(config: Any, name: str) -> bool:
+    """Whether a dotted name is a field, or one of a config within."""
+    first, _, rest = name.partition(".")
+    if not is_dataclass(config) or first not in {field.name for field in fields(config)}:
+        return False
+    return not rest or _is_field(getattr(config, first), rest)
 
 
 def load(file: str) -> RunConfig:

@@ -1,4 +1,4 @@
-"""What may differ between a run and its resumption, and what tells two configs apart beyond that."""
+"""What may differ between a run and its resumption, and what tells configs apart beyond."""
 
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -34,7 +34,7 @@ RESUMABLE_CHANGES = {
 
 
 def differences(recorded: Any, asked: Any, name: str = "") -> dict[str, str]:
-    """What tells two configs apart, beyond `RESUMABLE_CHANGES`: by field, 'field was old, is new'."""
+    """What tells configs apart beyond `RESUMABLE_CHANGES`, by field: 'field was old, is new'."""
     if recorded == asked or name in RESUMABLE_CHANGES:
         return {}
     if type(recorded) is type(asked) and is_dataclass(asked):

@@ -30,9 +30,7 @@ class GuardConfig:
             math.isfinite(self.spike_deviations) and self.spike_deviations >= 0,
             f"guard.spike_deviations is {self.spike_deviations}: it must be 0 (off) or more",
         )
-        require(
-            self.bad_steps >= 1, f"guard.bad_steps is {self.bad_steps}: it must be at least 1"
-        )
+        require(self.bad_steps >= 1, f"guard.bad_steps is {self.bad_steps}: it must be at least 1")
         require(self.returns >= 0, f"guard.returns is {self.returns}: it must be 0 or more")
 
 
@@ -86,9 +84,7 @@ def judged(
         skipped=guard.skipped,
         in_a_row=jnp.zeros_like(guard.in_a_row),
     )
-    stayed = Guard(
-        **vars(guard) | {"skipped": guard.skipped + 1, "in_a_row": guard.in_a_row + 1}
-    )
+    stayed = Guard(**vars(guard) | {"skipped": guard.skipped + 1, "in_a_row": guard.in_a_row + 1})
     return good, chosen(good, moved, stayed)
 
 
@@ -97,9 +93,7 @@ def chosen[Tree](good: jax.Array, new: Tree, old: Tree) -> Tree:
     return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
 
 
-def _leaps(
-    value: jax.Array, mean: jax.Array, variance: jax.Array, deviations: float
-) -> jax.Array:
+def _leaps(value: jax.Array, mean: jax.Array, variance: jax.Array, deviations: float) -> jax.Array:
     return value > mean + deviations * jnp.maximum(jnp.sqrt(variance), _LEAST_DEVIATION)
 
 

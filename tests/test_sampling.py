@@ -24,7 +24,7 @@ from gemma_train.model import ComputeConfig, Gemma, GemmaConfig
 from gemma_train.sampling import SamplingConfig, sample, stream
 from gemma_train.tokenizer.tokenizer import Tokenizer
 from gemma_train.tokenizer.training import TokenizerConfig, train_tokenizer
-from gemma_train.training.checkpoint import Checkpoints
+from gemma_train.training.checkpoint import Checkpoints, Position
 from gemma_train.training.state import initial_state
 
 CONTEXT = 40
@@ -257,7 +257,7 @@ def folder(tmp_path_factory, mesh_of):
         steps=5,
     )
     with mesh_of(), Checkpoints(config) as checkpoints:
-        checkpoints.save(3, initial_state(config), next_row=0)
+        checkpoints.save(3, initial_state(config), Position())
     (folder / "config.py").write_text(record(config))
     return folder
 

@@ -16,7 +16,7 @@ from functools import partial
 from etils import epath
 
 from gemma_train import storage
-from gemma_train.checkpoints.seal import damage, is_sealed
+from gemma_train.checkpoints.seal import damage
 from gemma_train.errors import Damaged
 from gemma_train.run_files import CHECKPOINTS
 
@@ -38,6 +38,11 @@ class CheckpointFolder:
         names = self._names()
         unfinished = {match[1] for name in names if (match := _MARK.fullmatch(name))}
         return sorted(int(n) for n in names if _STEP.fullmatch(n) and n not in unfinished)
+
+    @property
+    def unfinished(self) -> list[str]:
+        """Names of what is being written or removed now, or was when a process was killed."""
+        return sorted(name for name in self._names() if _TEMPORARY in name or _MARK.fullmatch(name))
 
     @property
     def set_aside(self) -> list[str]:
@@ -100,12 +105,11 @@ class CheckpointFolder:
     def thin_out(self, kept: int) -> list[int]:
         """Remove all but the newest `kept` sealed ones; returns the steps removed.
 
-        One that is not sealed, or not of the size that it was, does not count as kept, and is not
-        removed: the last one that verified stays, however many came after it.
+        One whose seals, or files' sizes, are not as they were does not count as kept, and stays: so
+        does the last that verified, however many came after it.
         """
-        sealed = [step for step in self.steps if is_sealed(self.checkpoint(step))]
-        whole = [step for step in sealed if not damage(self.checkpoint(step), slice(0))]
-        too_many = whole[:-kept]
+        sealed = [step for step in self.steps if not damage(self.checkpoint(step), slice(0))]
+        too_many = sealed[:-kept]
         for step in too_many:
             self.remove(step)
         return too_many
@@ -126,4 +130,3 @@ class CheckpointFolder:
 
     def _mark(self, step: int, process: int) -> epath.Path:
         return self.path / f"{step}.unfinished-{process}"
-

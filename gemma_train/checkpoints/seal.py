@@ -60,11 +60,24 @@ def is_seal(name: str) -> bool:
     return bool(_SEAL.fullmatch(name)) or name.startswith(_BEING_WRITTEN)
 
 
-def is_sealed(checkpoint: epath.Path) -> bool:
-    """Whether all seals are there, by their names alone."""
-    found = [match for one in checkpoint.iterdir() if (match := _SEAL.fullmatch(one.name))]
-    numbers = {int(match[1]) for match in found}
-    return bool(found) and numbers == set(range(max(int(match[2]) for match in found)))
+def contents(checkpoint: epath.Path) -> list[SealedFile]:
+    """The files by all seals. Raises `UserError` where one is missing, or says what cannot be."""
+    names = [one.name for one in checkpoint.iterdir() if _SEAL.fullmatch(one.name)]
+    if not names:
+        raise Damaged(f"{str(checkpoint)!r} has no seal")
+    seals = [sidecar.read(checkpoint / name, Seal, FORMAT_VERSION, _CURE) for name in sorted(names)]
+    processes = seals[0].processes
+    if [(one.process, one.processes) for one in seals] != [
+        (number, processes) for number in range(processes)
+    ]:
+        raise Damaged(f"{str(checkpoint)!r} has seals {', '.join(sorted(names))}: one is missing")
+    sealed = [file for one in seals for file in one.files]
+    for file in sealed:
+        if file.name.startswith("/") or ".." in file.name.split("/") or "\0" in file.name:
+            raise Damaged(f"{str(checkpoint)!r} has a seal of {file.name!r}, which is not in it")
+    if not sealed:
+        raise Damaged(f"{str(checkpoint)!r} has a seal of no file")
+    return sealed
 
 
 def damage(checkpoint: epath.Path, read: slice = slice(None)) -> str:
@@ -73,7 +86,7 @@ def damage(checkpoint: epath.Path, read: slice = slice(None)) -> str:
     Every file's size is looked at, and of the files in `read` every byte.
     """
     try:
-        sealed = _read(checkpoint)
+        sealed = contents(checkpoint)
         for file in sealed:
             storage.check_size(checkpoint / file.name, file.size, _CURE)
         for file in sealed[read]:
@@ -83,28 +96,6 @@ def damage(checkpoint: epath.Path, read: slice = slice(None)) -> str:
     except OSError as error:
         return f"{error.filename or checkpoint}: {error.strerror or error}"
     return ""
-
-
-def _read(checkpoint: epath.Path) -> list[SealedFile]:
-    """All files by all seals. Raises `Damaged` where a seal is missing or says what cannot be."""
-    names = [one.name for one in checkpoint.iterdir() if _SEAL.fullmatch(one.name)]
-    if not names:
-        raise Damaged(f"{str(checkpoint)!r} has no seal")
-    seals = [
-        sidecar.read(checkpoint / name, Seal, FORMAT_VERSION, _CURE) for name in sorted(names)
-    ]
-    processes = seals[0].processes
-    if [(one.process, one.processes) for one in seals] != [
-        (number, processes) for number in range(processes)
-    ]:
-        raise Damaged(f"{str(checkpoint)!r} has seals {', '.join(sorted(names))}: one is missing")
-    sealed = [file for one in seals for file in one.files]
-    for file in sealed:
-        if file.name.startswith("/") or ".." in file.name.split("/"):
-            raise Damaged(f"{str(checkpoint)!r} has a seal of {file.name!r}, which is not in it")
-    if not sealed:
-        raise Damaged(f"{str(checkpoint)!r} has a seal of no file")
-    return sealed
 
 
 def _writer(name: str, processes: int) -> int:

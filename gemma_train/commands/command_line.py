@@ -31,6 +31,7 @@ USAGE = """usage: gemma-train VERB ...
   context RUN [RUN..]  losses and recall of runs over growing context: tables and a plot
   sample MODEL         continue prompts with a run's newest checkpoint, or imported weights
   report RUN           write a run's curves and config as one HTML page
+  checkpoint list RUN  its checkpoints; verify reads them whole, prune removes old ones
   convert FROM TO      weights as a Hugging Face, gemma or run folder, or a GGUF file
   inspect PATH         what a folder of weights, or a GGUF file, holds
 
@@ -107,6 +108,10 @@ def _verb(name: str) -> Callable[[list[str]], int | None]:
             from gemma_train.commands import report
 
             return lambda words: report.run(_parse(report.ReportArguments, words, name))
+        case "checkpoint":
+            from gemma_train.commands import checkpoint
+
+            return lambda words: checkpoint.run(_parse(checkpoint.CheckpointArguments, words, name))
         case "convert":
             from gemma_train.commands import convert
 

@@ -9,7 +9,8 @@ from gemma_train.data.unigram import unigram_entropy
 from gemma_train.mesh import is_leader, start_runtime
 from gemma_train.model.flops import parameter_count
 from gemma_train.training.claim import finished, write_captions, write_summary
-from gemma_train.training.loop import Outcome, train
+from gemma_train.training.loop import Outcome
+from gemma_train.training.run import train
 
 
 def run(config: RunConfig) -> None:
@@ -30,7 +31,7 @@ def run(config: RunConfig) -> None:
     )
     began = time.monotonic()
     outcome = train(config, say)
-    if outcome.step == config.steps and is_leader():
+    if outcome.finished and is_leader():
         _conclude(config, outcome, parameters, time.monotonic() - began)
 
 

@@ -12,7 +12,6 @@ from flax import nnx
 from jax.sharding import PartitionSpec, reshard
 
 from gemma_train import storage
-from gemma_train.drift import differences
 from gemma_train.conversion import gemma_orbax, huggingface, run_folder
 from gemma_train.conversion.mapping import from_ours
 from gemma_train.conversion.tensors import (
@@ -23,6 +22,7 @@ from gemma_train.conversion.tensors import (
     stacked_encoder,
     unstacked,
 )
+from gemma_train.drift import differences
 from gemma_train.errors import UserError, require
 from gemma_train.leaves import by_path, from_paths
 from gemma_train.mesh import MeshConfig, make_mesh

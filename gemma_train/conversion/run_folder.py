@@ -1,11 +1,13 @@
 """Run folders: the parameters in a run's newest checkpoint, and runs made of imported weights."""
 
+import logging
 from typing import Any
 
 from etils import epath
-from orbax.checkpoint import path as orbax_path
 
 from gemma_train import storage
+from gemma_train.checkpoints.folder import CheckpointFolder
+from gemma_train.checkpoints.seal import damage, seal
 from gemma_train.config import (
     DataConfig,
     RunConfig,
@@ -21,7 +23,7 @@ from gemma_train.conversion.tensors import Tensors, Weights, stacked, unstacked
 from gemma_train.conversion.tokenizer_files import copy_tokenizer, find_tokenizer
 from gemma_train.data.images.store import read_head
 from gemma_train.drift import differences
-from gemma_train.errors import require
+from gemma_train.errors import Damaged, require
 from gemma_train.leaves import by_path, from_paths
 from gemma_train.metrics.byte_progress import Advance
 from gemma_train.run_files import CHECKPOINTS, ENCODER, RECORD, TOKENIZER
@@ -153,8 +155,9 @@ def write(weights: Weights, folder: epath.Path, advance: Advance, *, name: str) 
         folder / CHECKPOINTS / "0",
         {MODEL + name: tensor for name, tensor in leaves.items()},
         advance,
-        metadata={"next_row": 0, "config": record(run)},
+        metadata={"config": record(run)},
     )
+    seal(folder / CHECKPOINTS / "0")
     if config.vision is not None:
         (folder / ENCODER).mkdir()
         encoder_folder.write(encoder, config.vision, folder / ENCODER, advance)
@@ -162,22 +165,29 @@ def write(weights: Weights, folder: epath.Path, advance: Advance, *, name: str) 
 
 
 def _finished_step(folder: epath.Path, asked: int | None) -> int:
-    """The step of the newest finished checkpoint, or the one that is asked for.
+    """The step of the newest whole checkpoint, or the one that is asked for, if it is whole.
 
-    Found by name: a checkpointer would wait for every process, and one may look alone.
-    Raises `UserError` where it is not there.
+    Every file is read: Orbax would restore flipped bits without a word. Raises `UserError` where
+    there is none.
     """
-    checkpoints, steps = folder.absolute() / CHECKPOINTS, []
-    if checkpoints.exists():
-        named = orbax_path.step.standard_name_format().find_all(checkpoints)
-        steps = sorted(checkpoint.step for checkpoint in named)
-    require(bool(steps), f"{checkpoints} holds no finished checkpoint: train the run first")
+    checkpoints = CheckpointFolder(folder)
+    steps = checkpoints.steps
+    require(
+        bool(steps or checkpoints.set_aside),
+        f"{checkpoints.path} holds no finished checkpoint: train the run first",
+    )
     require(
         asked is None or asked in steps,
-        f"{checkpoints} holds no finished checkpoint of step {asked}: choose from "
+        f"{checkpoints.path} holds no finished checkpoint of step {asked}: choose from "
         f"{', '.join(map(str, steps))}",
     )
-    return steps[-1] if asked is None else asked
+    if asked is None:
+        newest = checkpoints.newest_whole(logging.getLogger(__name__).warning)
+        assert newest is not None, "there are some"
+        return newest
+    if found := damage(checkpoints.checkpoint(asked)):
+        raise Damaged(f"checkpoint {asked} is damaged ({found}): choose another step, or none")
+    return asked
 
 
 def _checkpoint(folder: epath.Path, step: int) -> epath.Path:

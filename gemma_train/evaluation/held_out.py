@@ -55,11 +55,12 @@ class HeldOutLoss:
 
 def make_held_out_loss(
     data: DataConfig, mesh: Mesh, *, chunk: int, batch_rows: int, maximum_rows: int | None
-) -> Callable[[Gemma], HeldOutLoss]:
+) -> Callable[..., HeldOutLoss]:
     """A function that gives a model's loss on held-out rows (all if None), compiled once.
 
-    `batch_rows` rows are computed at a time, over all devices of the mesh in force, the logits of
-    `chunk` tokens a device.
+    What it is given beside the model is called ahead of every batch, and may raise. `batch_rows`
+    rows are computed at a time, over all devices of the mesh in force, the logits of `chunk` tokens
+    a device.
     """
     loss = NextToken(chunk=chunk)
     indices = needed_rows(mesh, batch_rows)
@@ -69,12 +70,16 @@ def make_held_out_loss(
         _, cross_entropy = next_token_loss(model, batch, jnp.float32(1.0), loss)
         return cross_entropy, jnp.sum(batch.weights_bt)
 
-    def held_out_loss(model: Gemma) -> HeldOutLoss:
+    def held_out_loss(model: Gemma, check: Callable[[], None] = lambda: None) -> HeldOutLoss:
+        def summed(batch: Batch) -> tuple[jax.Array, jax.Array]:
+            check()
+            return sums(model, place(batch, mesh, batch_rows))
+
         rows = held_out_batches(
             data, batch_rows=batch_rows, maximum_rows=maximum_rows, batch_indices=indices
         )
         with rows as batches:
-            found = [sums(model, place(batch, mesh, batch_rows)) for batch in batches]
+            found = [summed(batch) for batch in batches]
         nats, tokens = (sum(float(one[i]) for one in found) for i in (0, 1))
         return HeldOutLoss(loss=nats / max(tokens, 1.0), tokens=int(tokens))
 

@@ -45,17 +45,19 @@ class Observer:
         self._life = 1 + max((line["life"] for line in earlier), default=0)
         self._progress = Progress(total_steps, start_step) if active else None
 
-    def step(self, step: int, scalars: Mapping[str, Any]) -> None:
+    def step(self, step: int, scalars: Mapping[str, Any]) -> dict[str, Any]:
         """Take in a step that the device has begun, and record and show the one before it.
 
-        The clock ticks when a step's scalars have arrived, not when it was sent.
+        The clock ticks when a step's scalars have arrived, not when it was sent. Returns the
+        figures of the one before, with its number as `step`; `{}` where there is none.
         """
-        self._finish_pending()
+        finished = self._finish_pending()
         self._pending = (step, scalars)
+        return finished
 
-    def _finish_pending(self) -> None:
+    def _finish_pending(self) -> dict[str, Any]:
         if self._pending is None:
-            return
+            return {}
         (step, scalars), self._pending = self._pending, None
         line = {name: float(value) for name, value in scalars.items()}
         line |= self.clock.tick()
@@ -73,6 +75,7 @@ class Observer:
         if self._is_account_due:
             self._account()
             self._is_account_due = False
+        return {"step": step, **line}
 
     def _account(self) -> None:
         """Record what the life took so far: after its first step, after a pause, and at its end."""
@@ -93,15 +96,23 @@ class Observer:
             found = ", ".join(f"{name} {value:,.4g}" for name, value in scalars.items())
             self._progress.say(f"step {step:,}: held-out {found}")
 
-    def flush(self) -> None:
+    def event(self, step: int, what: str) -> None:
+        """Record something that happened after a step, in words, and say it."""
+        if self._recorder:
+            self._recorder.record(step, {"what": what}, kind="event")
+            self._recorder.flush()
+        self.say(f"after step {step:,}: {what}")
+
+    def flush(self) -> dict[str, Any]:
         """Wait for the last step, write and show it: before what is not a step, and at the end.
 
-        The step that follows is recorded with an account of the life so far.
+        The step that follows is recorded with an account of the life so far. Returns as `step`.
         """
-        self._finish_pending()
+        finished = self._finish_pending()
         self._is_account_due = True
         if self._recorder:
             self._recorder.flush()
+        return finished
 
     def go_back(self, step: int) -> None:
         """The run goes on from an earlier step: the record of later ones is dropped, as lost work.

@@ -12,6 +12,7 @@ from hashlib import sha256
 from etils import epath
 
 from gemma_train import storage
+from gemma_train.checkpoints.seal import is_seal
 from gemma_train.config import RunConfig
 from gemma_train.conversion.tensors import Weights
 from gemma_train.errors import UserError, require
@@ -64,7 +65,7 @@ def model_files(weights: Weights) -> dict[str, epath.Path]:
     if weights.format == "hf":
         files = [file for pattern in _HUGGING_FACE for file in folder.glob(pattern)]
     else:
-        files = list(_within(folder))
+        files = [file for file in _within(folder) if not is_seal(file.name)]
     return dict(sorted((str(file.relative_to(folder)), file) for file in files))
 
 

@@ -85,7 +85,7 @@ class Checkpoints:
         found = digest(state)
         if found != kept["digest"]:
             raise Damaged(
-                f"checkpoint {place} was restored as {found}, it was saved as {kept['digest']}: its "
+                f"checkpoint {place} was restored as {found}, and saved as {kept['digest']}: its "
                 "files are as they were sealed, so suspect this machine, or move that folder away"
             )
         if changed := drift(kept["versions"]):
@@ -97,7 +97,7 @@ class Checkpoints:
         return state, position
 
     def are_due(self, step: int) -> bool:
-        """Whether to save after `step`: at the config's pace, and sooner where a save has failed."""
+        """Whether to save after `step`: at the config's pace, and sooner after one that failed."""
         if self._saving is not None and self._saving[1].done():
             self.wait()
         regular = step % self._config.checkpoint_every_steps == 0

@@ -47,9 +47,10 @@ def claim(config: RunConfig, *, begun: bool) -> list[str]:
         refused = {name: one for name, one in found.items() if one not in accepted}
         if refused:
             shown = "; ".join([*refused.values()][:3]) + ("; ..." if len(refused) > 3 else "")
+            field = next(iter(refused))
             raise UserError(
                 f"folder {config.folder!r} was made by another config ({shown}): choose another "
-                f"--folder, remove that one, or accept it by --accepted-changes {next(iter(refused))}"
+                f"--folder, remove that one, or accept it by --accepted-changes {field}"
             )
     if is_leader():
         folder.mkdir(parents=True, exist_ok=True)

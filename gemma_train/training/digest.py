@@ -18,7 +18,8 @@ _BITS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 
 @jax.jit
-def _whole(tree: Any) -> jax.Array:
+def _whole(tree: Any) -> Any:
+    """uint32 [2]."""
     return auto_axes(_sums, out_sharding=PartitionSpec())(tree)
 
 

@@ -1,119 +1,50 @@
-"""The loop: restore or start, then step, record, evaluate and save until the last step."""
+"""The loop: step, record, evaluate and save until the last step, a stop, or too many bad steps."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
 from gemma_train.config import RunConfig
-from gemma_train.conversion.load import open_beginning, open_weights
-from gemma_train.conversion.tensors import Weights
 from gemma_train.data.batching import Batches
-from gemma_train.data.pipeline import batches, check
+from gemma_train.data.example import Batch
+from gemma_train.data.pipeline import batches
 from gemma_train.data.teacher_store.reading import TeacherStore
-from gemma_train.errors import Unrecoverable, asked_by
+from gemma_train.errors import Unrecoverable
 from gemma_train.evaluation.captions import Answers, answers
 from gemma_train.evaluation.held_out import HeldOutLoss, make_held_out_loss
-from gemma_train.mesh import is_leader, make_mesh
+from gemma_train.mesh import is_leader
 from gemma_train.metrics.observer import Observer
 from gemma_train.metrics.peak import peak_flops
 from gemma_train.model import Gemma
 from gemma_train.model.flops import forward_flops_per_token, training_flops_per_token
 from gemma_train.placement import needed_rows, place
-from gemma_train.teachers.identity import keep_teacher
-from gemma_train.teachers.online import load_teacher, open_teacher, told
-from gemma_train.teachers.stored import open_store
 from gemma_train.tokenizer.tokenizer import Tokenizer
 from gemma_train.training.checkpoint import Checkpoints, Position
-from gemma_train.training.claim import claim, only_writer
-from gemma_train.training.images import check_beginning, keep_encoder, store_head
 from gemma_train.training.replay import replayed
-from gemma_train.training.state import (
-    TrainState,
-    check_moments,
-    imported_state,
-    initial_state,
-)
+from gemma_train.training.state import TrainState
 from gemma_train.training.step import make_step
 from gemma_train.training.stop import Stopped, StopRequest
+from gemma_train.training.watchdog import Watchdog
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How far a run is: `state` after `step` steps, and what held-out data says of it there."""
+    """How far a run is: `state` after `step` steps, and what held-out data says of it there.
+
+    One that was stopped, be it ahead of its last evaluation, is not `finished`.
+    """
 
     state: TrainState
     step: int
+    finished: bool
     held_out: HeldOutLoss | None = None
     captions: Answers | None = None
 
 
-def train(config: RunConfig, say: Callable[[str], None] = print) -> Outcome:
-    """Run `config` from its newest whole checkpoint, or from the start, to its last step or Ctrl-C.
-
-    The runtime has started. `say` is told of the teacher that the run learns from, and of damaged
-    checkpoints. Raises `UserError` for a mesh, folder, data or teacher that do not fit,
-    `Unrecoverable` where bad steps do not end, and `FaultyHardware` where a replay differs.
-    """
-    taught_by = open_teacher(config)
-    mesh = make_mesh(config.mesh)
-    check(config.data, config.model.vocabulary)
-    store, head = open_store(config, say), store_head(config)
-    if taught_by is not None:
-        say(told(config, taught_by))
-    with (
-        StopRequest() as stop,
-        only_writer(config.folder),
-        jax.set_mesh(mesh),
-        Checkpoints(config, say) as checkpoints,
-    ):
-        saved = checkpoints.newest_whole()
-        begun = saved is not None
-        weights = None if saved else _weights(config, begun=begun)
-        check_beginning(weights, head)
-        check_moments(config, weights)
-        accepted = claim(config, begun=begun)
-        keep_teacher(config, taught_by, begun=begun)
-        keep_encoder(config, head, begun=begun)
-
-        def beginning() -> tuple[TrainState, Position]:
-            return _first_state(config, weights), Position()
-
-        state, position = checkpoints.restore(saved) if saved else beginning()
-        life = _Life(
-            config=config,
-            mesh=mesh,
-            checkpoints=checkpoints,
-            stop=stop,
-            beginning=beginning,
-            teacher=load_teacher(config, taught_by),
-            store=store,
-            state=state,
-            position=position,
-            number=int(state.step),
-        )
-        return life.live(accepted)
-
-
-def _weights(config: RunConfig, *, begun: bool) -> Weights | None:
-    """What the run begins from, opened but not read; a run made by `convert` has it at step 0."""
-    if begun:
-        with asked_by("folder"):
-            return open_weights(config.folder, config.model)
-    with asked_by("initial_weights"):
-        source = config.initial_weights
-        return open_beginning(source, config.model) if source else None
-
-
-def _first_state(config: RunConfig, weights: Weights | None) -> TrainState:
-    """Imported, or drawn from the seed."""
-    return initial_state(config) if weights is None else imported_state(config, weights)
-
-
 @dataclass(kw_only=True)
-class _Life:
+class Loop:
     """A run from where it stands until it is done or stopped.
 
     Reading, recording and saving overlap with the device's work: a step's figures are looked at
@@ -124,16 +55,19 @@ class _Life:
     mesh: Mesh
     checkpoints: Checkpoints
     stop: StopRequest
-    beginning: Callable[[], tuple[TrainState, Position]]
+    watchdog: Watchdog
+    beginning: Callable[
+        [], tuple[TrainState, Position]
+    ]  # where there is no checkpoint to go back to
     teacher: Gemma | None
     store: TeacherStore | None
     state: TrainState
     position: Position
-    number: int  # steps taken, those that were skipped among them
 
-    def live(self, accepted: list[str]) -> Outcome:
-        """Steps until the last, and what held-out data says after it. `accepted` is recorded."""
-        config, held_out, captions = self.config, None, None
+    def __post_init__(self) -> None:
+        config = self.config
+        self.number = int(self.state.step)  # steps taken, those that were skipped among them
+        self._stopping = False
         self._step = make_step(config)
         self._evaluate = make_held_out_loss(
             config.data,
@@ -142,29 +76,36 @@ class _Life:
             batch_rows=config.data.batch_rows // config.accumulation,
             maximum_rows=config.evaluation.rows,
         )
-        self._stopping = False
-        with _observer(config, self.mesh, self.number, self.teacher) as observer:
-            self._observer = observer
+        self._observer = _observer(config, self.mesh, self.number, self.teacher)
+
+    def run(self, accepted: list[str]) -> Outcome:
+        """Steps until the last, and what held-out data says after it. `accepted` is recorded."""
+        config, observer, held_out, captions = self.config, self._observer, None, None
+        with observer:
             if self.number:
                 observer.say(f"going on from step {self.number:,}")
             for change in accepted:
-                observer.event(self.number, "accepted change", what=change)
+                observer.event(self.number, f"accepted: {change}")
             while self.number < config.steps and not self._stopping:
                 with self._stream() as stream:
-                    self._go_on(stream)
-            try:
-                if self.number == config.steps and config.data.held_out:
-                    held_out = self._held_out()
-                    captions = _captions(config, self.state.model)
-            except Stopped:
-                self._stopping = True
-            self.checkpoints.finish(self.number, self.state, self.position)
+                    self._take_steps(stream)
+            if not self._stopping and config.data.held_out:
+                held_out = self._held_out()
+            if held_out is not None:
+                captions = _captions(config, self.state.model)
+            with observer.clock.paused("checkpoint"):
+                self.checkpoints.finish(self.number, self.state, self.position)
             if self._stopping:
                 observer.say(
                     f"stopped after step {self.number:,}, saved: the same command goes on from it"
                 )
-        step = self.number if held_out or not self._stopping else min(self.number, config.steps - 1)
-        return Outcome(state=self.state, step=step, held_out=held_out, captions=captions)
+        return Outcome(
+            state=self.state,
+            step=self.number,
+            finished=not self._stopping,
+            held_out=held_out,
+            captions=captions,
+        )
 
     def _stream(self) -> Batches:
         return batches(
@@ -174,13 +115,13 @@ class _Life:
             teacher=self.store,
         )
 
-    def _go_on(self, stream: Batches) -> None:
-        """Step through a stream until the run is done or stopped, or goes back to a checkpoint."""
+    def _take_steps(self, stream: Batches) -> None:
+        """Until the run is done or stopped, or has gone back to a checkpoint."""
         config, observer = self.config, self._observer
         while self.number < config.steps and not self._stopping:
             with observer.clock.waiting_for_data():
                 batch = next(stream)
-            if self._is_left_after(self._take(batch)):
+            if self._has_left(self._take_step(batch)):
                 return
             self._stopping = self.stop.agreed(self.number)
             last = self.number == config.steps
@@ -189,28 +130,30 @@ class _Life:
             if not (saves or evaluates):
                 continue
             line = observer.flush()
-            if self._is_left_after(line):
+            if self._has_left(line):
                 return
-            with observer.clock.paused():
-                if saves and not line["skipped"]:  # a good one is to be there to go back to
+            if saves and not line["skipped"]:  # a good one is to be there to go back to
+                with observer.clock.paused("checkpoint"):
                     self.checkpoints.save(self.number, self.state, self.position)
-                if evaluates and config.data.held_out and not self._stopping:
-                    self._held_out_between_steps()
+            if evaluates and config.data.held_out and not self._stopping:
+                self._held_out()
 
-    def _take(self, batch: Any) -> dict[str, Any]:
+    def _take_step(self, batch: Batch) -> dict[str, Any]:
         """One step; returns the figures of the step before."""
-        config, rows = self.config, self.config.data.batch_rows
+        rows, every = self.config.data.batch_rows, self.config.replay_every_steps
         placed, first = place(batch, self.mesh, rows), self.position.next_row
-        every = config.replay_every_steps
         if every and (self.number + 1) % every == 0:
             self.state, scalars = replayed(self._step, self.state, placed, self.teacher)
         else:
             self.state, scalars = self._step(self.state, placed, self.teacher)
         self.number += 1
         self.position = replace(self.position, next_row=first + rows)
-        return self._observer.step(self.number, {**scalars, "first_row": first})
+        finished = self._observer.step(self.number, {**scalars, "first_row": first})
+        if finished:
+            self.watchdog.alive(f"step {finished['step']:,}")
+        return finished
 
-    def _is_left_after(self, line: dict[str, Any]) -> bool:
+    def _has_left(self, line: dict[str, Any]) -> bool:
         """Whether a finished step was one bad one too many: then the run has gone back.
 
         Raises `Unrecoverable` where it went back as often as it may.
@@ -235,27 +178,28 @@ class _Life:
 
     def _go_back(self) -> None:
         """To the newest checkpoint, whose state is good, and on with the rows that come next."""
-        left, position = self.number, self.position
-        saved = self.checkpoints.newest_whole()
-        self.state, _ = self.checkpoints.restore(saved) if saved else self.beginning()
-        self.number = saved or 0
-        self.position = replace(position, returns=position.returns + 1)
-        what = (
-            f"back from step {left:,} to {self.number:,}, and on with row {position.next_row:,} "
-            f"(return {self.position.returns} of {self.config.guard.returns})"
+        left, next_row, returns = self.number, self.position.next_row, self.position.returns + 1
+        with self.watchdog.patient(), self._observer.clock.paused("restore"):
+            saved = self.checkpoints.newest_whole()
+            self.state, _ = self.checkpoints.restore(saved) if saved else self.beginning()
+        self.number, self.position = saved or 0, Position(next_row=next_row, returns=returns)
+        self._observer.go_back(self.number)
+        self._observer.event(
+            self.number,
+            f"came back from step {left:,}, to go on with row {next_row:,} "
+            f"(return {returns} of {self.config.guard.returns})",
         )
-        self._observer.went_back(self.number, what)
 
-    def _held_out(self) -> HeldOutLoss:
-        found = self._evaluate(self.state.model, self.stop.check)
-        self._observer.evaluation(self.number, {"loss": found.loss})
-        return found
-
-    def _held_out_between_steps(self) -> None:
+    def _held_out(self) -> HeldOutLoss | None:
+        """The held-out loss, recorded; None where a stop was asked for meanwhile."""
         try:
-            self._held_out()
+            with self.watchdog.patient(), self._observer.clock.paused("evaluation"):
+                found = self._evaluate(self.state.model, self.stop.check)
         except Stopped:
             self._stopping = True
+            return None
+        self._observer.evaluation(self.number, {"loss": found.loss})
+        return found
 
 
 def _captions(config: RunConfig, model: Gemma) -> Answers | None:

@@ -16,7 +16,7 @@ from gemma_train.training.state import TrainState
 
 
 def replayed(step: Callable[..., tuple[TrainState, Any]], state: TrainState, *given: Any) -> Any:
-    """What `step(state, *given)` gives, computed twice. Raises `FaultyHardware` where it differs."""
+    """What `step(state, *given)` gives. Raises `FaultyHardware` where a second time gives other."""
     number = int(state.step) + 1
     check_replicas(state, number - 1)
     copy = jax.tree.map(jnp.copy, state)

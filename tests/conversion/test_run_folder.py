@@ -84,7 +84,7 @@ def test_its_checkpoint_has_the_models_own_leaves_and_says_how_it_was_made(made)
     assert {name: leaf.shape for name, leaf in found.metadata.items()} == {
         f"model/{name}": leaf.shape for name, leaf in leaves.items()
     }
-    assert found.custom_metadata == {"next_row": 0, "config": record(read_record(str(folder)))}
+    assert found.custom_metadata == {"config": record(read_record(str(folder)))}
 
 
 def test_rows_that_pad_a_table_are_kept_but_no_part_of_the_model(tmp_path):
@@ -127,7 +127,7 @@ TRAINED = RunConfig(
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, mesh_of) -> tuple[Path, dict]:
     """(a run, its parameters by step): two states, saved as those after steps 3 and 12."""
-    from gemma_train.training.checkpoint import Checkpoints
+    from gemma_train.training.checkpoint import Checkpoints, Position
     from gemma_train.training.claim import claim
     from gemma_train.training.state import initial_state
 
@@ -141,7 +141,7 @@ def trained(tmp_path_factory, mesh_of) -> tuple[Path, dict]:
             state = replace(
                 state, model=jax.jit(partial(jax.tree.map, jax.numpy.tanh))(state.model)
             )
-            checkpoints.save(step, state, next_row=8 * step)
+            checkpoints.save(step, state, Position(next_row=8 * step))
             parameters[step] = bits(state.model.parameters())
     return folder, parameters
 

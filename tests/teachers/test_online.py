@@ -29,7 +29,7 @@ from gemma_train.model import ComputeConfig, Gemma
 from gemma_train.model.gemma import shared
 from gemma_train.placement import place
 from gemma_train.teachers.online import abstract_teacher, load_teacher, open_teacher, told
-from gemma_train.training.checkpoint import Checkpoints
+from gemma_train.training.checkpoint import Checkpoints, Position
 from gemma_train.training.claim import claim
 from gemma_train.training.state import abstract_state, initial_state
 from gemma_train.training.step import make_step
@@ -59,7 +59,7 @@ def teacher_run(tmp_path_factory, run_on, mesh_of):
     config = replace(config, model=model)
     with mesh_of(), Checkpoints(config) as checkpoints:
         claim(config, begun=False)
-        checkpoints.save(4, initial_state(config), 0)
+        checkpoints.save(4, initial_state(config), Position())
     return config
 
 

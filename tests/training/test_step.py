@@ -123,7 +123,7 @@ def test_every_leaf_lives_where_it_is_ruled_after_a_step(trained, letters_of, me
     run = trained(mesh)
     sizes = run.config.mesh.axis_sizes
     parameters = [path for path in run.placed if path.startswith("model/")]
-    assert len(run.placed) == 3 * len(parameters) + 3, "parameters, two moments, three counters"
+    assert len(run.placed) == 3 * len(parameters) + 10, "parameters, moments, counters, guard"
     for path, leaf in run.placed.items():
         letters = letters_of(path)
         if letters:

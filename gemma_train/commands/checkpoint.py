@@ -1,0 +1,72 @@
+"""`gemma-train checkpoint list|verify|prune RUN`: the checkpoints of a run, and how they are."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from gemma_train import storage
+from gemma_train.checkpoints.folder import CheckpointFolder
+from gemma_train.checkpoints.seal import contents, damage
+from gemma_train.errors import require
+from gemma_train.metrics.wording import count
+from gemma_train.run_files import RECORD
+from gemma_train.training.claim import only_writer
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointArguments:
+    """What is done with which run's checkpoints."""
+
+    action: Literal["list", "verify", "prune"]  # verify reads every byte; prune removes
+    run: str  # the run's folder
+    keep: int = 1  # newest whole checkpoints that prune leaves
+
+    def __post_init__(self) -> None:
+        require(self.keep >= 1, f"keep is {self.keep}: it must be at least 1")
+
+
+def run(arguments: CheckpointArguments) -> int:
+    """Show or thin out the checkpoints; 1 where one that was looked at is damaged."""
+    folder = CheckpointFolder(arguments.run)
+    require(
+        (storage.path(arguments.run) / RECORD).exists(),
+        f"{arguments.run!r} holds no {RECORD}: name the folder of a run",
+    )
+    if arguments.action == "prune":
+        with only_writer(arguments.run):
+            return _prune(folder, arguments.keep)
+    reads = slice(None) if arguments.action == "verify" else slice(0)
+    table, damaged = Table("step", "files", "bytes", "state", box=None), 0
+    for step in folder.steps:
+        found = damage(folder.checkpoint(step), reads)
+        damaged += bool(found)
+        files = [] if found else contents(folder.checkpoint(step))
+        bytes_there = count(sum(file.size for file in files))
+        whole = "verified" if arguments.action == "verify" else "sealed"
+        table.add_row(f"{step:,}", str(len(files)), bytes_there, found or whole)
+    for name in (*folder.unfinished, *folder.set_aside):
+        table.add_row(name, "", "", "moved out of the way" if "damaged" in name else "unfinished")
+    Console(soft_wrap=True).print(table)
+    return int(damaged > 0)
+
+
+def _prune(folder: CheckpointFolder, keep: int) -> int:
+    """Remove all but the newest whole ones: every byte of those is read first."""
+    newest = folder.newest_whole(print)
+    require(newest is not None, f"{folder.path} holds no checkpoint: there is nothing to prune")
+    kept, damaged = [], 0
+    for step in reversed(folder.steps):
+        found = damage(folder.checkpoint(step)) if len(kept) < keep else ""
+        if found:
+            damaged += 1
+            print(f"checkpoint {step} is damaged and left as it is ({found})")
+        elif len(kept) < keep:
+            kept.append(step)
+        else:
+            folder.remove(step)
+            print(f"checkpoint {step:,} removed")
+    folder.clear_unfinished()
+    print(f"left: {', '.join(f'{step:,}' for step in reversed(kept))}")
+    return int(damaged > 0)

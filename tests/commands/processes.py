@@ -1,0 +1,75 @@
+"""Runs in processes of their own: alone or two together, hit in a phase, and what they leave."""
+
+import json
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from tests.commands.conftest import ROOT, environment
+
+MANY = ("--mesh.data", "2", "--mesh.runtime", "many_processes", "--mesh.heartbeat-seconds", "10")
+
+
+def steps_of(folder: Path, kind: str = "train") -> dict[int, dict]:
+    """The lines of a kind by step."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line for line in lines if line["kind"] == kind}
+
+
+def checkpoints_of(folder: Path) -> list[int]:
+    """The steps of a run's checkpoints."""
+    return sorted(int(p.name) for p in (folder / "checkpoints").glob("*") if p.name.isdigit())
+
+
+def saved_arrays(folder: Path, step: int) -> dict[str, np.ndarray]:
+    """Every leaf of a checkpoint, by path."""
+    from orbax.checkpoint import v1 as ocp
+
+    found = ocp.load(folder / "checkpoints" / str(step), checkpointable_name="state")
+    return {path: np.asarray(leaf) for path, leaf in found.items()}
+
+
+def assert_same_arrays(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
+    """Bit for bit."""
+    assert one.keys() == other.keys()
+    for path, leaf in other.items():
+        np.testing.assert_array_equal(one[path], leaf, err_msg=path)
+
+
+def start(*words: str, hit: tuple[str, str] | None = None, devices: int = 1, **variables: str):
+    """Start `gemma-train WORDS`, to which something happens in a phase: see `interrupted`."""
+    program = ("tests.commands.interrupted", *hit) if hit else ("gemma_train",)
+    return subprocess.Popen(
+        [sys.executable, "-m", *program, *words],
+        env={**environment(devices), **variables},
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def start_two(*words: str, hit: tuple[str, str] | None = None) -> list[subprocess.Popen]:
+    """Two processes of one run, joined over loopback; what happens, happens to the second."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    joined = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    return [
+        start(*words, *MANY, hit=hit, **joined, JAX_PROCESS_ID=str(number)) for number in (0, 1)
+    ]
+
+
+def ended(*processes: subprocess.Popen, seconds: float = 240) -> tuple[list[int], list[str]]:
+    """Exit codes and words of processes; none outlives the time."""
+    until, words = time.monotonic() + seconds, []
+    try:
+        for process in processes:
+            words.append(process.communicate(timeout=max(until - time.monotonic(), 1))[0])
+    finally:
+        for process in processes:
+            process.kill()
+    return [process.returncode for process in processes], words
