@@ -30,6 +30,7 @@ Category = Literal[
 ]
 CATEGORIES: tuple[Category, ...] = get_args(Category)
 KIND = "goodput"
+LEAST_SHARE = 0.0005  # of what is told: 0.1 % after rounding
 LOST = "lost_work_seconds"  # of the steps of a life, those that were done again
 
 _IMPORTED = time.perf_counter()
@@ -200,7 +201,7 @@ class Goodput:
             ((share, part) for part, share in self.shares.items() if part != "training"),
             reverse=True,
         )
-        said = ", ".join(f"{part} {percent(share)}" for share, part in rest if share >= 0.0005)
+        said = ", ".join(f"{part} {percent(share)}" for share, part in rest if share >= LEAST_SHARE)
         whole = f"goodput {percent(self.share)} of {duration(self.wall)}"
         return f"{whole}: {said}{self._told_of_lives}" if said else whole + self._told_of_lives
 

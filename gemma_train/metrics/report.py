@@ -14,7 +14,7 @@ from gemma_train import run_files
 from gemma_train.errors import UserError, require
 from gemma_train.metrics import captions, recorder
 from gemma_train.metrics.curves import Curve, Series, draw
-from gemma_train.metrics.goodput import Goodput, percent
+from gemma_train.metrics.goodput import LEAST_SHARE, Goodput, percent
 from gemma_train.metrics.wording import count, duration, longest_unit, scientific
 
 TEMPLATE = "report.html.jinja"
@@ -200,6 +200,7 @@ def _goodput(lines: list[Line]) -> dict[str, Any] | None:
             for (part, seconds), share in zip(
                 goodput.parts.items(), goodput.shares.values(), strict=True
             )
+            if share >= LEAST_SHARE
         ],
     }
 
