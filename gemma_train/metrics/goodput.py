@@ -35,7 +35,7 @@ LOST = "lost_work_seconds"  # of the steps of a life, those that were done again
 
 _IMPORTED = time.perf_counter()
 
-Line = dict[str, Any]
+Line = Mapping[str, Any]
 
 
 class Ledger:
