@@ -7,6 +7,7 @@ the last account, and what its steps after that say of themselves. Work that a l
 again was lost: it is counted when its lines are dropped.
 """
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -138,7 +139,7 @@ def _totals(accounts: Sequence[Line]) -> dict[Category, float]:
 
 def _number(line: Line, field: str) -> float:
     value = line.get(field)
-    return float(value) if isinstance(value, int | float) else 0.0
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
