@@ -37,7 +37,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(arguments: list[str]) -> int:
-    """Run one command line; returns its exit code: 0 done, 2 the user's mistake."""
+    """Run one command line; returns its exit code: 0 done, 2 a mistake, 3 a run in vain."""
     try:
         return _run(arguments)
     except UserError as error:

@@ -12,13 +12,17 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from gemma_train.errors import UserError
+from gemma_train.errors import FaultyHardware, Stalled, Unrecoverable, UserError
 from gemma_train.run_files import CHECKPOINTS, SUMMARY
 from launch.commands import Answer, Command, Shell
 from launch.fleet import Fleet, Machines, Process, Sighting
 from launch.job import Launch
 
-CONFIG_ERROR = 2  # of gemma-train: the user's mistake, the same at every start
+# Exit codes of gemma-train after which another start would end the same way.
+FINAL = {
+    UserError.exit_code: "the config is at fault",
+    Unrecoverable.exit_code: "the run has tried what it may",
+}
 
 
 @dataclass(kw_only=True)
@@ -38,7 +42,7 @@ class Babysitter:
     _said: str = field(default="", init=False)
 
     def sit(self) -> int:
-        """Until the run is finished or stopped by hand (0), or its config is at fault (2).
+        """Until the run is finished or stopped by hand (0), or another start is in vain (2, 3).
 
         Raises `UserError` after too many attempts without progress.
         """
@@ -65,19 +69,31 @@ class Babysitter:
                 case Sighting(process=Process.ENDED, exit_code=int(code)):
                     if self._over(code):
                         return code
-                    self._restart(f"ended with exit code {code}" if code else "saved and ended")
+                    self._go_on(code)
             self._mind_silence(seen)
             self.sleep(self.launch.patience.poll_seconds)
 
     def _over(self, code: int) -> bool:
         """Whether a process that ended with `code` is not to be started again."""
-        if code == CONFIG_ERROR:
-            self._say("exit code 2, the config is at fault: not started again; see logs")
+        if code in FINAL:
+            self._say(f"exit code {code}, {FINAL[code]}: not started again; see logs")
         elif code == 0 and self._finished():
             self._say(f"finished: {self.launch.folder}/{SUMMARY} is there; delete the machines")
         else:
             return False
         return True
+
+    def _go_on(self, code: int) -> None:
+        """What the exit code of a process that is to be started again asks for."""
+        match code:
+            case 0:
+                self._restart("saved and ended")
+            case FaultyHardware.exit_code:
+                self._replace(f"that gave two results for one program (exit code {code})")
+            case Stalled.exit_code:
+                self._restart(f"ended with exit code {code}, for something gave no answer in time")
+            case _:
+                self._restart(f"ended with exit code {code}")
 
     def _restart(self, why: str) -> None:
         """The process anew; a host that was repaired meanwhile comes back empty: set up again."""

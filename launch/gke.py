@@ -1,7 +1,8 @@
 """GKE: one node pool a slice, and a JobSet of one pod a host, or Pathways' head and workers.
 
-JobSet restarts a run inside the cluster, and ends it on exit code 2, a mistake in the config. Its
-templates follow Google's page "Deploy TPU Multislices in GKE" and the API of JobSet v1alpha2.
+JobSet restarts a run inside the cluster, and ends it on the exit codes that ask for a person or for
+other machines. Its templates follow Google's page "Deploy TPU Multislices in GKE" and the API of
+JobSet v1alpha2.
 """
 
 import json
@@ -11,11 +12,14 @@ from typing import Any
 
 import jinja2
 
+from gemma_train.errors import FaultyHardware, Unrecoverable, UserError
 from launch.commands import Command
 from launch.fleet import Fleet, Machines, Process
 from launch.providers import Gke, Reserved
 
-CONFIG_ERROR = "FailJobSetFailurePolicyAction"  # JobSet's word for what its rule on code 2 did
+# Exit codes that JobSet is not to answer with another start on the same machines.
+ENDING = (UserError.exit_code, Unrecoverable.exit_code, FaultyHardware.exit_code)
+ENDED = "FailJobSetFailurePolicyAction"  # JobSet's word for what its rule on these codes did
 STATES = {"ERROR": Machines.LOST, "STOPPING": Machines.LOST, "PROVISIONING": Machines.WAITING}
 
 
@@ -91,7 +95,11 @@ class GkeFleet(Fleet):
         if self.provider.pathways:
             name, words = "pathways", (*words, "--mesh.runtime", "pathways")
         return environment.get_template(f"{name}.yaml.jinja").render(
-            launch=self.launch, gke=self.provider, rented=self.launch.rented, words=words
+            launch=self.launch,
+            gke=self.provider,
+            rented=self.launch.rented,
+            words=words,
+            ending=ENDING,
         )
 
     def logs(self) -> int:
@@ -124,7 +132,19 @@ class GkeFleet(Fleet):
             return Process.ABSENT, None  # no access yet
         if answer.gone:
             return Process.READY, None
-        return answer.told(_process_of)
+        process, code = answer.told(_process_of)
+        if process is Process.ENDED and code is None:
+            return process, self._ending_code()
+        return process, code
+
+    def _ending_code(self) -> int:
+        """Of the pod that ended a JobSet by its rule: others of its run end for the lack of it.
+
+        Where no pod is left to tell, it is the first: a person looks at it.
+        """
+        selector = f"--selector=jobset.sigs.k8s.io/jobset-name={self.launch.name}"
+        answer = self.shell.read(self._kubectl("get", "pods", selector, "--output=json"))
+        return min(answer.told(_exit_codes) & set(ENDING), default=ENDING[0])
 
     def stop(self) -> None:
         """Suspended, a JobSet ends its pods by SIGTERM and keeps its name."""
@@ -146,8 +166,19 @@ class GkeFleet(Fleet):
         self.shell.run(self._kubectl(*words, may_be_gone=True))  # without access there is none
 
 
+def _exit_codes(pods: dict[str, Any]) -> set[int]:
+    """Those with which containers of pods, as JSON, have ended."""
+    containers = [
+        container
+        for pod in pods["items"]
+        for container in pod.get("status", {}).get("containerStatuses", [])
+    ]
+    ends = [container.get("state", {}).get("terminated") for container in containers]
+    return {int(end["exitCode"]) for end in ends if end}
+
+
 def _process_of(jobset: dict[str, Any]) -> tuple[Process, int | None]:
-    """What the conditions of a JobSet, as JSON, say of the run."""
+    """What the conditions of a JobSet, as JSON, say of the run; the code is its pods' to tell."""
     conditions = {
         condition["type"]: condition.get("reason", "")
         for condition in jobset.get("status", {}).get("conditions", [])
@@ -156,5 +187,5 @@ def _process_of(jobset: dict[str, Any]) -> tuple[Process, int | None]:
     if "Completed" in conditions:
         return Process.ENDED, 0
     if "Failed" in conditions:
-        return Process.ENDED, 2 if conditions["Failed"] == CONFIG_ERROR else 1
+        return Process.ENDED, None if conditions["Failed"] == ENDED else 1
     return (Process.STOPPED if jobset["spec"].get("suspend") else Process.RUNNING), None

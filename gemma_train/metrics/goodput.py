@@ -7,6 +7,7 @@ the last account, and what its steps after that say of themselves. Work that a l
 again was lost: it is counted when its lines are dropped.
 """
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,11 +31,12 @@ Category = Literal[
 ]
 CATEGORIES: tuple[Category, ...] = get_args(Category)
 KIND = "goodput"
+LEAST_SHARE = 0.0005  # of what is told: 0.1 % after rounding
 LOST = "lost_work_seconds"  # of the steps of a life, those that were done again
 
 _IMPORTED = time.perf_counter()
 
-Line = dict[str, Any]
+Line = Mapping[str, Any]
 
 
 class Ledger:
@@ -137,7 +139,7 @@ def _totals(accounts: Sequence[Line]) -> dict[Category, float]:
 
 def _number(line: Line, field: str) -> float:
     value = line.get(field)
-    return float(value) if isinstance(value, int | float) else 0.0
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +202,7 @@ class Goodput:
             ((share, part) for part, share in self.shares.items() if part != "training"),
             reverse=True,
         )
-        said = ", ".join(f"{part} {percent(share)}" for share, part in rest if share >= 0.0005)
+        said = ", ".join(f"{part} {percent(share)}" for share, part in rest if share >= LEAST_SHARE)
         whole = f"goodput {percent(self.share)} of {duration(self.wall)}"
         return f"{whole}: {said}{self._told_of_lives}" if said else whole + self._told_of_lives
 

@@ -77,16 +77,21 @@ class Observer:
             self._is_account_due = False
         return {"step": step, **line}
 
-    def _account(self) -> None:
-        """Record what the life took so far: after its first step, after a pause, and at its end."""
+    def _account(self) -> Mapping[str, Any]:
+        """Record what the life took so far: after its first step, after a pause, and at its end.
+
+        Returns the line written; `{}` where another process writes.
+        """
         if self._recorder:
-            lines = goodput.account(
+            scalars = goodput.account(
                 self.clock.ledger.seconds,
                 life=self._life,
                 from_step=self._start_step,
                 lost=self._lost,
             )
-            self._recorder.record(self._step, lines, kind="goodput")
+            self._recorder.record(self._step, scalars, kind="goodput")
+            return self._recorder.write_pending()  # a kill loses none of it
+        return {}
 
     def evaluation(self, step: int, scalars: Mapping[str, float]) -> None:
         """Record what an evaluation found, and say it."""
@@ -152,9 +157,8 @@ class Observer:
 
     def _conclude(self, *, says: bool) -> None:
         """Record the life's last account; say what all lives took where it ended well."""
-        self._account()
+        mine = self._account()
         if self._recorder:
-            mine = self._recorder.flush()
             found = Goodput.of([*self._recorder.accounts, mine])
             if found and says:
                 self.say(found.told)

@@ -66,7 +66,7 @@ class Recorder:
         for value in scalars.values():
             if hasattr(value, "copy_to_host_async"):
                 value.copy_to_host_async()  # starts the transfer, so that reading finds it done
-        written = self._write_pending()
+        written = self.write_pending()
         self._pending = {"step": int(step), "time": time.time(), "kind": kind, **scalars}
         return written
 
@@ -75,7 +75,7 @@ class Recorder:
 
         Returns the line written, or `{}`.
         """
-        written = self._write_pending()
+        written = self.write_pending()
         self._file.flush()
         if self._board is not None:
             self._board.flush()
@@ -99,7 +99,8 @@ class Recorder:
     ) -> None:
         self.close()
 
-    def _write_pending(self) -> dict[str, Any]:
+    def write_pending(self) -> dict[str, Any]:
+        """Write what is pending; unlike `flush`, into an object store only when that is due."""
         line = {name: _plain(value) for name, value in self._pending.items()}
         self._pending = {}
         if not line:

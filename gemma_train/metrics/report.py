@@ -14,7 +14,8 @@ from gemma_train import run_files
 from gemma_train.errors import UserError, require
 from gemma_train.metrics import captions, recorder
 from gemma_train.metrics.curves import Curve, Series, draw
-from gemma_train.metrics.wording import count, longest_unit, scientific
+from gemma_train.metrics.goodput import LEAST_SHARE, Goodput, percent
+from gemma_train.metrics.wording import count, duration, longest_unit, scientific
 
 TEMPLATE = "report.html.jinja"
 
@@ -43,6 +44,7 @@ def page(run: epath.Path) -> str:
         headline=_headline(lines, summary),
         loss=_loss(lines, summary),
         plots=_plots(lines),
+        goodput=_goodput(lines),
         summary=[(name.replace("_", " "), _exact(value)) for name, value in summary.items()],
         sample=_text(run / run_files.SAMPLE),
         captions=_captions(run / run_files.CAPTIONS),
@@ -112,6 +114,8 @@ def _headline(lines: list[Line], summary: Line) -> list[tuple[str, str, str]]:
     figures.append(("wall time", *longest_unit(lines[-1]["time"] - lines[0]["time"])))
     if len(speed.value):
         figures.append(("median speed", count(float(np.median(speed.value))), "tokens/s"))
+    if (goodput := Goodput.of(lines)) is not None:
+        figures.append(("goodput", percent(goodput.share), ""))
     utilization = _series(lines, "model_flops_utilization")[0]
     if len(utilization.value):
         figures.append(("median MFU", f"{100 * np.median(utilization.value):.1f} %", ""))
@@ -180,6 +184,25 @@ def _plots(lines: list[Line]) -> list[dict[str, Any]]:
             median = label(float(np.median(series.value)))
             plots.append({"title": title, "svg": _svg(curve), "median": median, "lost": lost})
     return plots
+
+
+def _goodput(lines: list[Line]) -> dict[str, Any] | None:
+    """The bar of what the wall time went to: each part's name, percentage and time."""
+    goodput = Goodput.of(lines)
+    if goodput is None or not goodput.wall:
+        return None
+    lives = f"{goodput.lives} lives, {duration(goodput.between)} between them"
+    return {
+        "wall": duration(goodput.wall),
+        "lives": lives if goodput.lives > 1 else "",
+        "parts": [
+            {"name": part, "share": share, "told": percent(share), "time": duration(seconds)}
+            for (part, seconds), share in zip(
+                goodput.parts.items(), goodput.shares.values(), strict=True
+            )
+            if share >= LEAST_SHARE
+        ],
+    }
 
 
 def _svg(curve: Curve) -> Any:

@@ -30,7 +30,8 @@ class Watchdog:
 
     Until the first call it waits `PATIENT` times as long, for the first step compiles. Stacks go to
     standard error and, where `folder` is local, to its `stacks-PROCESS.txt`. Threads of Python are
-    shown; what native code does beneath them is not.
+    shown; what native code does beneath them is not. Time in which the process is stopped, as by
+    Ctrl-Z, counts; time in which the machine sleeps does not.
     """
 
     def __init__(self, minutes: float, folder: str, *, process: int = 0) -> None:
@@ -84,11 +85,16 @@ class Watchdog:
         self._resort.put_off(max(left, 0.0) + GRACE * self._look)
 
     def _watch(self) -> None:
-        while not self._done.wait(self._look):
-            left = self._left()
-            self._put_off(left)
-            if left <= 0:
-                self._end()
+        assert self._resort is not None
+        try:
+            while not self._done.wait(self._look):
+                left = self._left()
+                self._put_off(left)
+                if left <= 0:
+                    self._end()
+        except BaseException:
+            self._resort.call_off()  # which nobody puts off any more: the run goes on unwatched
+            raise
 
     def _end(self) -> None:
         """The stacks, and the exit; should a stream or a disk be stuck too, the last resort is."""
@@ -114,5 +120,5 @@ def _dump(stream: TextIO, line: str) -> None:
 
 
 def _standard_error() -> TextIO:
-    """The process's own: what stands in for `sys.stderr` may have no file."""
-    return sys.__stderr__ or sys.stderr
+    """The process's own, for what stands in for `sys.stderr` may have no file; it may lack one."""
+    return sys.__stderr__ or open(os.devnull, "w")

@@ -101,6 +101,27 @@ def test_what_files_hold_is_escaped(folder):
     assert "<a href" not in html and "<b>cpu" not in html
 
 
+def account(life, began, **seconds):
+    spent = {f"{name}_seconds": value for name, value in seconds.items()}
+    return {"life": life, "from_step": 5 * (life - 1), "began": began, **spent}
+
+
+def test_the_page_shows_what_the_time_of_all_lives_went_to(folder):
+    with Recorder(folder, 10, tensorboard=False) as recorder:
+        first = account(1, 1.8e9, init=50.0, step=600.0, lost_work=60.0)
+        recorder.record(10, first, kind="goodput")
+        recorder.record(10, account(2, 1e12, init=50.0, step=300.0), kind="goodput")
+    html = report(folder)
+    assert "goodput</dt><dd>84.0 %" in html and "of 16 min 40 s" in html
+    assert "2 lives" in html
+    for part, share in (("training", 0.84), ("lost work", 0.06), ("recovery", 0.05)):
+        style = f'class="{part.split()[0]}" style="flex-grow: {share:.6f}"'
+        assert style in html and f"</i>{part} {100 * share:.1f} %" in html
+    assert "checkpoints 0" not in html
+    (folder / METRICS).write_text('{"step": 1, "time": 1.0, "kind": "train", "loss": 1.0}\n')
+    assert "What the time went to" not in report(folder)
+
+
 def test_metrics_alone_make_a_page(folder):
     for name in ("config.py", "sample.txt", "summary.json", "captions.json"):
         (folder / name).unlink()

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from gemma_train.definition import load_definition
-from gemma_train.errors import UserError
+from gemma_train.errors import FaultyHardware, Stalled, Unrecoverable, UserError
 from launch.__main__ import fleet_of
 from launch.babysitter import Babysitter
 from launch.commands import Shell
@@ -131,6 +131,43 @@ def test_a_mistake_in_the_config_ends_it_at_once(cloud, sit):
     code, said, slept, done = sit()
     assert (code, done, slept) == (2, [], [])
     assert said[-1] == "exit code 2, the config is at fault: not started again; see logs"
+
+
+def test_a_run_that_has_tried_what_it_may_is_not_started_again(cloud, sit):
+    cloud.answers("describe", state("ACTIVE"))
+    cloud.answers("worker.sh status", f"exit {Unrecoverable.exit_code}\n")
+    code, said, slept, done = sit()
+    assert (code, done, slept) == (3, [], [])
+    assert said[-1] == "exit code 3, the run has tried what it may: not started again; see logs"
+
+
+def test_machines_that_gave_two_results_are_replaced(cloud, sit):
+    cloud.answers("describe", state("ACTIVE"), ABSENT, state("ACTIVE"))
+    cloud.answers("worker.sh status", f"exit {FaultyHardware.exit_code}\n", EMPTY, "exit 0\n")
+    cloud.answers("summary.json", FINISHED)
+    code, said, slept, done = sit()
+    assert (code, done) == (0, ["delete", "create", "setup", "run"])
+    told = "machines that gave two results for one program (exit code 4): attempt 1 of 5 in 60 s"
+    assert told in said and set(slept) == {60}
+
+
+def test_machines_that_stay_faulty_however_often_they_are_replaced_end_it(cloud, sit):
+    cloud.answers("describe", *[state("ACTIVE"), ABSENT] * 5, state("ACTIVE"))
+    cloud.answers("worker.sh status", f"exit {FaultyHardware.exit_code}\n")
+    code, _, slept, done = sit()
+    assert "(exit code 4); given up after 5 attempts without a new checkpoint" in code
+    assert done == ["delete", "create"] * 5
+    assert [seconds for seconds in slept if seconds != 60] == [120, 240, 480, 960]
+
+
+def test_a_run_that_hung_is_started_again(cloud, sit):
+    cloud.answers("describe", state("ACTIVE"))
+    cloud.answers("worker.sh status", f"exit {Stalled.exit_code}\n", "exit 0\n")
+    cloud.answers("summary.json", FINISHED)
+    code, said, _, done = sit()
+    assert (code, done) == (0, ["setup", "run"])
+    told = "ended with exit code 5, for something gave no answer in time: attempt 1 of 5 in 60 s"
+    assert told in said
 
 
 def test_a_run_that_saved_and_ended_before_its_last_step_goes_on(cloud, sit):
@@ -263,10 +300,39 @@ def test_a_failed_jobset_is_applied_anew_and_a_config_error_is_not(cloud, sit):
     pools = [{"name": f"gemma3-4b-{number}", "status": "RUNNING"} for number in range(8)]
     cloud.answers("node-pools list", json.dumps(pools))
     last = jobset("FailJobSetFailurePolicyAction")
+    cloud.answers("get pods", pods(137, 2))
     cloud.answers("get jobset", '{"spec": {}}', jobset("ReachedMaxRestarts"), last)
     assert sit(EXAMPLES[1])[0] == 2
     applied = [line for line in cloud.lines if " apply " in line]
     assert len(applied) == 1
+
+
+def pods(*codes: int) -> str:
+    """Pods as JSON, of which one still runs and the others have ended with these codes."""
+    ends = [{"running": {}}, *({"terminated": {"exitCode": code}} for code in codes)]
+    return json.dumps(
+        {"items": [{"status": {"containerStatuses": [{"state": end}]}} for end in ends]}
+    )
+
+
+def test_node_pools_that_gave_two_results_are_made_anew(cloud, sit):
+    pools = [{"name": f"gemma3-4b-{number}", "status": "RUNNING"} for number in range(8)]
+    failed = {"type": "Failed", "status": "True", "reason": "FailJobSetFailurePolicyAction"}
+    completed = {"type": "Completed", "status": "True"}
+    found = [json.dumps({"status": {"conditions": [one]}}) for one in (failed, completed)]
+    cloud.answers("node-pools list", *[json.dumps(pools)] * 2, "[]", json.dumps(pools))
+    cloud.answers("get jobset", found[0], *found)
+    cloud.answers("get pods", ("", "Unable to connect to the server", 1), pods(137, 4, 137))
+    cloud.answers("summary.json", FINISHED)
+    cloud.answers("checkpoints/", listed(1000))
+    code, said, _, _ = sit(EXAMPLES[1])
+    assert code == 0
+    told = "machines that gave two results for one program (exit code 4): attempt 1 of 5 in 60 s"
+    assert told in said
+    made = [
+        line.split()[3] for line in cloud.lines if "node-pools" in line and " list " not in line
+    ]
+    assert made == ["delete"] * 8 + ["create"] * 8
 
 
 @pytest.mark.parametrize("word", ["ACCEPTED", "CREATING", "DELETING", "A_NEW_WORD"])
@@ -372,6 +438,7 @@ def test_a_jobset_that_hangs_is_deleted_not_suspended_as_a_person_would(cloud, s
     ended = json.dumps({"spec": {}, "status": {"conditions": [failed]}})
     gone = ("", 'Error (NotFound): jobsets "gemma3-4b" not found', 1)
     cloud.answers("get jobset", *['{"spec": {}}'] * 11, gone, ended)
+    cloud.answers("get pods", pods(2))
     code, _, _, _ = sit(EXAMPLES[1], stalled_minutes=10)
     assert code == 2
     assert not [line for line in cloud.lines if " patch " in line]

@@ -140,6 +140,15 @@ def test_a_killed_life_has_its_last_account_its_steps_and_its_lost_work(world):
     )
 
 
+def test_a_kill_after_the_first_step_that_follows_a_pause_loses_nothing_of_it(world):
+    run = world.begins(0, init=8.0)
+    world.steps(run, 1, 2)
+    world.pauses(run, "evaluation", 16.0)
+    world.steps(run, 3)
+    assert found(world).wall == world.seconds - 64.0
+    assert found(world).parts["evaluation"] == 16.0
+
+
 def test_steps_lost_by_two_lives_are_counted_once_each(world):
     """The second goes on from 4, the third, whose checkpoint of 4 was damaged, from 2."""
     run = world.begins(0, init=1.0)

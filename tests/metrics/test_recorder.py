@@ -102,6 +102,17 @@ def test_resume_mends_a_half_written_last_line(tmp_path):
     assert [line["step"] for line in read(tmp_path)] == [1, 2, 3, 4]
 
 
+def test_going_back_drops_later_steps_and_goes_on_from_there(tmp_path):
+    with Recorder(tmp_path, 0, tensorboard=True) as recorder:
+        for step in (1, 2, 3, 4):
+            recorder.record(step, {"loss": 1.0})
+        recorder.go_back(2)
+        recorder.record(3, {"loss": 9.0})
+    assert [(line["step"], line["loss"]) for line in read(tmp_path)] == [(1, 1), (2, 1), (3, 9)]
+    purged = [event.step for event in events(tmp_path) if event.HasField("session_log")]
+    assert purged == [3]
+
+
 def test_a_last_line_that_lost_only_its_line_end_is_kept(tmp_path):
     (tmp_path / METRICS).write_text(f"{LINE}\n{LINE}")
     assert [line["step"] for line in read(tmp_path)] == [1, 1]
@@ -131,21 +142,28 @@ def test_a_kill_loses_no_line_that_was_written(tmp_path):
     assert [line["step"] for line in read(tmp_path)] == [1, 2, 3, 4]
 
 
-def test_tensorboard_gets_the_numbers_and_hides_the_steps_that_were_cut(tmp_path):
+def events(folder):
+    """What TensorBoard is told, from the oldest file on."""
     from tensorboardX.proto.event_pb2 import Event
 
+    found = []
+    for file in sorted((folder / TENSORBOARD).iterdir(), key=lambda file: file.stat().st_mtime_ns):
+        data = file.read_bytes()
+        while data:  # TFRecord: length in 8 bytes, its checksum in 4, the record, its checksum in 4
+            length = int.from_bytes(data[:8], "little")
+            found.append(Event.FromString(data[12 : 12 + length]))
+            data = data[16 + length :]
+    return found
+
+
+def test_tensorboard_gets_the_numbers_and_hides_the_steps_that_were_cut(tmp_path):
     with Recorder(tmp_path, 4, tensorboard=True) as recorder:
         recorder.record(5, {"loss": 1.5, "note": "text"})
         recorder.record(5, {"loss": 1.25}, kind="evaluation")
-    (file,) = (tmp_path / TENSORBOARD).iterdir()
-    data, events = file.read_bytes(), []
-    while data:  # TFRecord: length in 8 bytes, its checksum in 4, the record, its checksum in 4
-        length = int.from_bytes(data[:8], "little")
-        events.append(Event.FromString(data[12 : 12 + length]))
-        data = data[16 + length :]
-    values = [(v.tag, v.simple_value, e.step) for e in events for v in e.summary.value]
+    told = events(tmp_path)
+    values = [(v.tag, v.simple_value, e.step) for e in told for v in e.summary.value]
     assert values == [("train/loss", 1.5, 5), ("evaluation/loss", 1.25, 5)]
-    assert [e.step for e in events if e.HasField("session_log")] == [5]
+    assert [e.step for e in told if e.HasField("session_log")] == [5]
 
 
 def test_an_object_store_gets_the_whole_text_again(tmp_path, monkeypatch):

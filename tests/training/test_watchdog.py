@@ -1,5 +1,6 @@
 """A process that hangs ends with Stalled's code and says where it hung; one that lives does not."""
 
+import signal
 import subprocess
 import sys
 import time
@@ -90,6 +91,35 @@ def test_the_first_step_and_what_is_patient_may_take_longer(tmp_path):
     assert (done.returncode, done.stdout) == (Stalled.exit_code, "done\n")
     assert "nothing heard for" in done.stderr and time.monotonic() - began < 30
     assert run(tmp_path, "with watched() as dog: sleeps_for_ever()").returncode == 5
+
+
+def test_a_watchdog_that_fails_lets_the_run_go_on(tmp_path):
+    body = (
+        "dog = watched()\n"
+        "with dog:\n"
+        "  dog.alive()\n"
+        "  dog._left = lambda: 1 / 0\n"
+        f"  time.sleep({12 * SECONDS})\n"
+        "print('done')"
+    )
+    done = run(tmp_path, body)
+    assert (done.returncode, done.stdout) == (0, "done\n")
+    assert "ZeroDivisionError" in done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="CLOCK_MONOTONIC of Linux")
+def test_a_process_that_was_stopped_for_too_long_ends_when_it_goes_on(tmp_path):
+    """As the one host that froze while the others gave up: what it would do is in vain."""
+    body = "with watched() as dog:\n  dog.alive(); print('on', flush=True); sleeps_for_ever()"
+    with subprocess.Popen(
+        [sys.executable, "-c", HEAD + body, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"on\n"
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(3 * SECONDS)
+        assert process.poll() is None
+        process.send_signal(signal.SIGCONT)
+        assert process.wait(timeout=20) == Stalled.exit_code
 
 
 def test_no_minutes_watch_nothing(tmp_path):
