@@ -15,6 +15,7 @@ from gemma_train.errors import Unrecoverable
 from gemma_train.evaluation.captions import Answers, answers
 from gemma_train.evaluation.held_out import HeldOutLoss, make_held_out_loss
 from gemma_train.mesh import is_leader
+from gemma_train.metrics.goodput import process_start
 from gemma_train.metrics.observer import Observer
 from gemma_train.metrics.peak import peak_flops
 from gemma_train.model import Gemma
@@ -92,8 +93,9 @@ class Loop:
             if not self._stopping and config.data.held_out:
                 held_out = self._held_out()
             if held_out is not None:
-                captions = _captions(config, self.state.model)
-            with observer.clock.paused("checkpoint"):
+                with self.watchdog.patient(), observer.clock.paused("evaluation"):
+                    captions = _captions(config, self.state.model)
+            with self.watchdog.patient(), observer.clock.paused("checkpoint"):
                 self.checkpoints.finish(self.number, self.state, self.position)
             if self._stopping:
                 observer.say(
@@ -133,7 +135,7 @@ class Loop:
             if self._has_left(line):
                 return
             if saves and not line["skipped"]:  # a good one is to be there to go back to
-                with observer.clock.paused("checkpoint"):
+                with self.watchdog.patient(), observer.clock.paused("checkpoint"):
                     self.checkpoints.save(self.number, self.state, self.position)
             if evaluates and config.data.held_out and not self._stopping:
                 self._held_out()
@@ -225,4 +227,5 @@ def _observer(config: RunConfig, mesh: Mesh, first: int, teacher: Gemma | None) 
         device_peak=peak_flops(mesh.devices.flat[0].device_kind, config.compute.dtype),
         tensorboard=config.tensorboard,
         active=is_leader(),
+        began=process_start(),
     )

@@ -17,13 +17,14 @@ from gemma_train.training.checkpoint import Checkpoints, Position
 from gemma_train.training.claim import claim, only_writer
 from gemma_train.training.images import check_beginning, keep_encoder, store_head
 from gemma_train.training.loop import Loop, Outcome
+from gemma_train.training.maintenance import MaintenanceNotice
 from gemma_train.training.state import (
     TrainState,
     check_moments,
     imported_state,
     initial_state,
 )
-from gemma_train.training.stop import StopRequest
+from gemma_train.training.stop import StopRequest, stopping_for
 from gemma_train.training.watchdog import Watchdog
 
 
@@ -42,6 +43,7 @@ def train(config: RunConfig, say: Callable[[str], None] = print) -> Outcome:
         say(told(config, taught_by))
     with (
         StopRequest() as stop,
+        MaintenanceNotice(stopping_for(say)),
         Watchdog(config.watchdog_minutes, config.folder, process=jax.process_index()) as watchdog,
         only_writer(config.folder),
         jax.set_mesh(mesh),

@@ -3,7 +3,9 @@
 Many processes end at one step: jax's coordination service takes the SIGTERM that any of them gets.
 """
 
+import os
 import signal
+from collections.abc import Callable
 from types import FrameType
 from typing import Any, Self
 
@@ -15,6 +17,17 @@ from gemma_train.signals import handled
 
 class Stopped(Exception):
     """What was under way was left for the request; the state is that of the last step."""
+
+
+def stopping_for(say: Callable[[str], None]) -> Callable[[str], None]:
+    """What a `MaintenanceNotice` is to tell: a machine that goes away ends the run in good time."""
+
+    def tell(notice: str) -> None:
+        say(f"notice from Compute Engine: {notice}")
+        if not notice.startswith("MIGRATE"):  # after which it goes on elsewhere
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return tell
 
 
 class StopRequest:

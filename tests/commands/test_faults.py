@@ -1,11 +1,13 @@
 """The fault matrix, one process: what happens to a run in each phase, and what it then does."""
 
 import errno
+import http.server
 import json
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import jax
@@ -346,3 +348,30 @@ def test_faulty_hardware_has_an_exit_code_of_its_own(
     config = write_config(tmp_path / "faulty")
     assert command_line.run(["train", config, "--replay-every-steps", "5"]) == 4
     assert "step 5, computed twice, gave two states" in capsys.readouterr().err
+
+
+def test_a_notice_of_maintenance_saves_and_ends_well(tmp_path, write_config):
+    """A metadata server on loopback that says what Compute Engine says ahead of an end."""
+    folder = tmp_path / "noticed"
+
+    class Metadata(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            preempted = "preempted" in self.path
+            self.send_response(200)
+            self.send_header("Metadata-Flavor", "Google")
+            self.send_header("ETag", "1")
+            self.end_headers()
+            self.wfile.write(b"TRUE" if preempted else b"NONE")
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Metadata) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        place = f"127.0.0.1:{server.server_port}"
+        config = write_config(folder, steps=100_000)
+        codes, words = ended(start("train", config, GCE_METADATA_HOST=place))
+        server.shutdown()
+    assert codes == [0], words
+    assert "notice from Compute Engine: preempted" in words[0] and "saved" in words[0]
+    assert checkpoints_of(folder)

@@ -1,0 +1,132 @@
+"""Rows that spoil steps: skipped, gone back from and passed over, and at last given up on."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gemma_train.commands import command_line
+from gemma_train.training import loop
+from tests.commands.processes import checkpoints_of, saved_arrays, steps_of
+
+ROWS = 4  # of a step
+
+
+class Poisoned:
+    """A stream in which the tokens of some rows weigh NaN, as a damaged chip would see them."""
+
+    def __init__(self, stream, start_row: int, poisoned: range):
+        self._stream, self._row, self._poisoned = stream, start_row, poisoned
+        self.close = stream.close
+
+    def __next__(self):
+        batch, row = next(self._stream), self._row
+        self._row += ROWS
+        seen.append(row)
+        if row in self._poisoned:
+            batch.weights_bt[...] = np.nan
+        return batch
+
+    def __enter__(self):
+        self._stream.__enter__()
+        return self
+
+    def __exit__(self, *error):
+        self._stream.__exit__(*error)
+
+
+seen: list[int] = []
+
+
+@pytest.fixture
+def train(monkeypatch, one_device, write_config, tmp_path):
+    """Runs a config whose rows are poisoned in a range; its folder and its exit code."""
+    seen.clear()
+
+    def run(poisoned: range, *words: str, name: str = "run") -> tuple[Path, int]:
+        real = loop.batches
+        with monkeypatch.context() as patched:
+            patched.setattr(
+                loop,
+                "batches",
+                lambda data, *, start_row, **how: Poisoned(
+                    real(data, start_row=start_row, **how), start_row, poisoned
+                ),
+            )
+            config = write_config(tmp_path / name, steps=14)
+            return tmp_path / name, command_line.run(["train", config, *words])
+
+    return run
+
+
+def events(folder: Path) -> list[str]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["what"] for line in lines if line["kind"] == "event"]
+
+
+def test_one_bad_step_is_skipped_and_its_rows_are_told(train, capsys):
+    folder, code = train(range(20, 24))
+    assert code == 0
+    steps = steps_of(folder)
+    assert [number for number, line in steps.items() if line["skipped"]] == [6]
+    assert (steps[6]["first_row"], steps[6]["loss"]) == (20, "nan")
+    assert (
+        "step 6 was skipped: loss nan, gradient norm nan, rows 20 to 23" in capsys.readouterr().out
+    )
+    assert [steps[number]["first_row"] for number in range(1, 15)] == [*range(0, 56, 4)]
+    assert np.isfinite([steps[n]["loss"] for n in steps if n != 6]).all()
+    assert 6 not in checkpoints_of(folder), "a good state is to be there to go back to"
+    assert checkpoints_of(folder)[-1] == 14
+    assert not events(folder)
+
+
+def test_many_in_a_row_go_back_to_the_checkpoint_and_on_with_later_rows(train):
+    """Bad from row 20 on: steps 6, 7 and 8; the run is at step 9 when it is seen."""
+    folder, code = train(range(20, 33), "--guard.bad-steps", "3")
+    assert code == 0
+    assert seen[:9] == [*range(0, 36, 4)], "to step 9"
+    assert seen[9:] == [*range(36, 36 + 11 * 4, 4)], "again from step 4 on, with rows from 36 on"
+    assert events(folder) == ["came back from step 9, to go on with row 36 (return 1 of 3)"]
+    steps = steps_of(folder)
+    assert list(steps) == [*range(1, 15)]
+    assert [steps[n]["first_row"] for n in (3, 4, 14)] == [8, 36, 76]
+    assert not any(line["skipped"] for line in steps.values())
+    state = saved_arrays(folder, 14)
+    assert int(state["step"]) == 14 and int(state["guard/skipped"]) == 0
+
+
+def test_a_run_that_went_back_resumes_where_it_was_in_the_data(train, monkeypatch):
+    words = ("--guard.bad-steps", "3")
+    folder, _ = train(range(20, 33), *words)
+    for step in checkpoints_of(folder)[-1:]:
+        (folder / "checkpoints" / str(step)).rename(folder / "checkpoints" / f"{step}.damaged")
+    (folder / "summary.json").unlink()
+    seen.clear()
+    folder, code = train(range(20, 33), *words)
+    assert code == 0
+    assert seen == [68, 72, 68 + 8][: len(seen)] and len(seen) == 2, "steps 13 and 14"
+
+
+def test_without_a_checkpoint_it_begins_again_with_later_rows(train):
+    folder, code = train(range(5), "--guard.bad-steps", "2", "--checkpoint-every-steps", "9")
+    assert code == 0
+    assert seen[:3] == [0, 4, 8] and seen[3:5] == [12, 16]
+    assert list(steps_of(folder)) == [*range(1, 15)]
+    assert events(folder) == ["came back from step 3, to go on with row 12 (return 1 of 3)"]
+
+
+def test_bad_steps_that_do_not_end_end_the_run_with_a_code_of_its_own(train, capsys):
+    folder, code = train(range(20, 10_000), "--guard.bad-steps", "3", "--guard.returns", "2")
+    assert code == 3
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "3 bad steps in a row" in told and "after 2 returns to a checkpoint" in told
+    assert checkpoints_of(folder) == [3], "the good one is there"
+    assert not (folder / "summary.json").exists()
+    returns = [json.loads(line)["what"] for line in _events(folder)]
+    assert [what[-14:] for what in returns] == ["(return 1 of 2)"[-14:], "(return 2 of 2)"[-14:]]
+
+
+def _events(folder: Path) -> list[str]:
+    return [line for line in (folder / "metrics.jsonl").read_text().splitlines() if "event" in line]

@@ -1,0 +1,126 @@
+"""Two processes of one run over loopback: stopped together, lost, frozen, and resumed otherwise."""
+
+import signal
+
+import pytest
+
+from gemma_train.errors import Stalled
+from tests.commands.interrupted import PHASES
+from tests.commands.processes import (
+    checkpoints_of,
+    ended,
+    saved_arrays,
+    start,
+    start_two,
+    steps_of,
+)
+
+LAST = 12
+
+
+@pytest.fixture
+def as_one(finished_run):
+    """Asserts that a folder's losses are those of the run that nothing disturbed."""
+
+    def check(folder) -> None:
+        for number, line in steps_of(finished_run[0]).items():
+            assert steps_of(folder)[number]["loss"] == pytest.approx(line["loss"], abs=1e-4)
+
+    return check
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_sigterm_to_one_in_any_phase_saves_both_at_one_step(
+    tmp_path, write_config, as_one, phase
+):
+    folder = tmp_path / phase
+    config = write_config(folder)
+    codes, words = ended(*start_two("train", config, hit=(phase, "SIGTERM")))
+    assert codes == [0, 0], words
+    assert "happens" in words[1] and "saved: the same command goes on" in words[0]
+    step = max(checkpoints_of(folder))
+    assert step == max(steps_of(folder)) < LAST
+    assert len(list((folder / "checkpoints" / str(step)).glob("seal-*-of-00002.json"))) == 2
+    codes, words = ended(start("train", config))  # goes on as one process
+    assert codes == [0], words
+    as_one(folder)
+
+
+@pytest.mark.parametrize("phase", ["step", "save", "hashing"])
+def test_when_one_is_killed_the_other_ends_within_the_heartbeat_and_two_go_on(
+    tmp_path, write_config, as_one, phase
+):
+    folder = tmp_path / phase
+    config = write_config(folder)
+    codes, words = ended(*start_two("train", config, hit=(phase, "SIGKILL")), seconds=120)
+    assert codes[1] == -signal.SIGKILL
+    assert codes[0] not in (0, -signal.SIGKILL), words[0]  # it ended by itself, and not well
+    assert max(checkpoints_of(folder)) == 3
+    codes, words = ended(*start_two("train", config))
+    assert codes == [0, 0], words
+    assert f"going on from step {3}" in words[0]
+    as_one(folder)
+
+
+def test_when_one_is_frozen_the_other_says_where_it_waits_and_ends(tmp_path, write_config, as_one):
+    """The watchdog's time is shorter than the heartbeat's here."""
+    folder = tmp_path / "frozen"
+    config = write_config(folder)
+    words = ("--watchdog-minutes", "0.1", "--mesh.heartbeat-seconds", "100")
+    leader, frozen = start_two("train", config, *words, hit=("step", "SIGSTOP"))
+    codes, told = ended(leader, seconds=120)
+    frozen.kill()
+    frozen.communicate()
+    assert codes == [Stalled.exit_code], told
+    kept = (folder / "stacks-0.txt").read_text()
+    assert "nothing heard for" in kept and "loop.py" in kept
+    codes, words = ended(start("train", config))
+    assert codes == [0], words
+    as_one(folder)
+
+
+def test_a_damaged_file_that_one_reads_is_passed_over_by_both(tmp_path, write_config, as_one):
+    folder = tmp_path / "damaged"
+    config = write_config(folder)
+    codes, words = ended(*start_two("train", config, hit=("step", "SIGKILL")), seconds=120)
+    codes, words = ended(
+        *start_two("train", config, "--checkpoint-every-steps", "2", hit=("step", "SIGTERM"))
+    )
+    assert codes == [0, 0], words
+    steps = checkpoints_of(folder)
+    files = [f for f in sorted((folder / "checkpoints" / str(steps[-1])).rglob("*")) if f.is_file()]
+    for file in files[:2]:  # of which each process reads one
+        file.write_bytes(file.read_bytes() + b"\0")
+    codes, words = ended(*start_two("train", config))
+    assert codes == [0, 0], words
+    assert f"checkpoint {steps[-1]} is damaged" in words[0]
+    assert f"going on from step {steps[-2]}" in words[0]
+    as_one(folder)
+
+
+def test_a_second_job_of_two_processes_is_refused_on_both(tmp_path, write_config):
+    folder = tmp_path / "shared"
+    config = write_config(folder, steps=100_000)
+    first = start("train", config)
+    for line in first.stdout:
+        if "step" in line and "loss" in line:
+            break
+    codes, words = ended(*start_two("train", config))
+    first.send_signal(signal.SIGINT)
+    assert ended(first)[0] == [0]
+    assert codes == [2, 2], words
+    assert all("another process writes to" in told for told in words)
+
+
+def test_state_saved_by_two_is_restored_by_one_bit_for_bit(tmp_path, write_config):
+    folder = tmp_path / "moved"
+    config = write_config(folder)
+    codes, words = ended(*start_two("train", config, hit=("save", "SIGTERM")))
+    assert codes == [0, 0], words
+    step = max(checkpoints_of(folder))
+    before = saved_arrays(folder, step)
+    codes, words = ended(
+        start("train", config, "--steps", str(step), "--accepted-changes", "steps")
+    )
+    assert codes == [0], words  # which compares the digest of what it restored
+    assert before.keys() == saved_arrays(folder, step).keys()
