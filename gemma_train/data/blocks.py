@@ -96,8 +96,8 @@ class CheckedFile:
 
     def _short(self, found: int) -> Damaged:
         return Damaged(
-            f"{self.name!r} ends at byte {found:,} (block {found // BLOCK:,}), it should have "
-            f"{self.size:,}: {self._cure}",
+            f"{self.name!r} is cut: it has no byte {found:,} (block {found // BLOCK:,}), and "
+            f"should have {self.size:,}: {self._cure}",
             self.name,
         )
 

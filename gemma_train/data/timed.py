@@ -56,12 +56,15 @@ class TimedIterator[Item](Iterator[Item]):
             item, error = self._answers.get(timeout=self._seconds)
         except queue.Empty:
             raise Stalled(
-                f"no batch came for {self._seconds:,.0f} seconds (data.timeout_minutes), reading "
+                f"no batch came for {self._seconds:,g} seconds (data.timeout_minutes), reading "
                 f"{self._told()}: see whether its disk or network is well, and start again"
             ) from None
         self._is_waiting = False
         if error is not None:
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # it holds this frame, which holds it
         assert item is not None
         return item
 

@@ -86,6 +86,10 @@ def test_a_bucket_is_refused_for_training():
             lambda content: content.replace('"format_version": 3', '"format_version": 9'),
             "version 9",
         ),
+        (
+            lambda content: content.replace('"format_version": 3', '"format_version": 2'),
+            "version 2, this release reads 3: remove its folder and run gemma-train prepare again",
+        ),
     ],
 )
 def test_a_wrong_sidecar_is_named(folder, tmp_path, change, message):
