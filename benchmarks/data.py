@@ -2,7 +2,7 @@
 
     python benchmarks/data.py
 
-The plain reading copies the same windows of tokens, in order, out of the same memory-mapped shard;
+The plain reading copies the same windows of tokens, in order, out of the same shard, memory-mapped;
 `batches` also shuffles, mixes, and makes targets, positions, segments and weights (20 bytes a token
 instead of 4).
 """
