@@ -30,6 +30,10 @@ RESUMABLE_CHANGES = {
     "data.read_threads",
     "data.prefetch_batches",
     "data.worker_processes",
+    "data.timeout_minutes",
+    # A run that met a damaged file is to go on without its rows. That does change what is learned,
+    # by the rows that are gone, and is asked for by name; every other row stays in its place.
+    "data.damaged",
 }
 
 

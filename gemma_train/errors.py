@@ -21,6 +21,10 @@ class UserError(Exception):
 class Damaged(UserError):
     """A file does not hold what was written to it: truncated, changed or gone."""
 
+    def __init__(self, message: str, file: str = "") -> None:
+        super().__init__(message)
+        self.file = file  # its name, where one file is known to be at fault
+
 
 class Unrecoverable(UserError):
     """A run has tried what it may try, and starting it again would end the same way."""

@@ -32,7 +32,7 @@ def read[Record](file: epath.Path, kind: type[Record], version: int, cure: str) 
 
     `cure` says what would do: 'remove that file and ...'.
     """
-    content = file.read_bytes()
+    content = storage.read_bytes(file, cure)
     try:
         found = msgspec.json.decode(content, type=_Version).format_version
         require(

@@ -1,28 +1,55 @@
-"""Local and gs:// paths through one door (etils.epath); writes that are whole or absent; checks."""
+"""Local and gs:// paths through one door (etils.epath); writes that are whole or absent; checks.
+
+What a disk or a network refuses for a moment is asked for again: `patiently`.
+"""
 
 import contextlib
+import errno
 import fcntl
 import glob
 import hashlib
 import importlib.util
+import logging
 import os
 import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import PurePosixPath
 from weakref import finalize
 
+import tenacity
 from etils import epath
 
-from gemma_train.errors import UserError, require
+from gemma_train.errors import Damaged, Stalled, UserError, require
 
 _SCHEME = re.compile(r"\w+:/")
 _REACH_BUCKETS = ("gcsfs", "tensorflow")  # either is enough for epath
 _ABANDONED_SECONDS = 3600
 _MOST_OPEN = 64  # files of one `OpenFiles`
+_TRIES = 5  # of `patiently`, about 40 seconds in all
+_FIRST_WAIT_SECONDS = 1.0  # before the second; three times as long before each that follows
+_BUCKET_LIBRARIES = ("gcsfs", "aiohttp", "google")
+_BUSY = (408, 425, 429)  # statuses of HTTP that ask for another try, as do 500 and above
+_MOMENTARY = {
+    errno.EIO,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.EAGAIN,
+    errno.ECONNABORTED,
+    errno.ECONNREFUSED,
+    errno.ECONNRESET,
+    errno.EPIPE,
+    errno.ENETDOWN,
+    errno.ENETUNREACH,
+    errno.ENETRESET,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.ENOTCONN,
+}
+_log = logging.getLogger(__name__)
 
 
 def path(name: str) -> epath.Path:
@@ -65,11 +92,75 @@ def matching(pattern: str) -> list[epath.Path]:
     return sorted(path(pattern[: wild.start()]).glob(pattern[wild.start() + 1 :]))
 
 
+def is_transient(error: BaseException) -> bool:
+    """Whether asking a disk, a network or a bucket once more may find it well.
+
+    Not where a file is missing, may not be read, or has no room: that stays so.
+    """
+    if type(error).__module__.partition(".")[0] in _BUCKET_LIBRARIES:
+        status = str(getattr(error, "code", getattr(error, "status", "")))
+        if status.isdecimal():
+            return int(status) >= 500 or int(status) in _BUSY
+        return bool(getattr(error, "retryable", True))  # google.auth says so itself
+    if not isinstance(error, OSError):
+        return False
+    return isinstance(error, ConnectionError | TimeoutError) or error.errno in _MOMENTARY
+
+
+def patiently[Result](
+    function: Callable[[], Result],
+    *,
+    tries: int = _TRIES,
+    first_wait_seconds: float = _FIRST_WAIT_SECONDS,
+) -> Result:
+    """What `function` gives, called again after each `is_transient` error, at most `tries` times.
+
+    The waits grow three times each, with jitter, so that many processes do not come back at once;
+    each is told in a line. The last error is raised as it is, and every other kind at once.
+    """
+    try:
+        return function()  # by far the most often; a `Retrying` costs ten times a small read
+    except Exception as error:
+        if tries <= 1 or not is_transient(error):
+            raise
+        failed = [error]
+
+    def call() -> Result:
+        if failed:
+            raise failed.pop()
+        return function()
+
+    def told(state: tenacity.RetryCallState) -> None:
+        assert state.outcome is not None and state.next_action is not None
+        words = " ".join(str(state.outcome.exception()).split())
+        _log.warning(
+            "storage: %s: trying again in %.1f s (try %d of %d)",
+            words or type(state.outcome.exception()).__name__,
+            state.next_action.sleep,
+            state.attempt_number + 1,
+            tries,
+        )
+
+    return tenacity.Retrying(
+        stop=tenacity.stop_after_attempt(tries),
+        wait=tenacity.wait_exponential_jitter(
+            multiplier=first_wait_seconds, exp_base=3, jitter=first_wait_seconds
+        ),
+        retry=tenacity.retry_if_exception(is_transient),
+        before_sleep=told,
+        reraise=True,
+    )(call)
+
+
 def write_whole(target: epath.Path, content: str | bytes) -> None:
     """Write a small file so that a reader sees the old content or the new, never a part.
 
     Of several writers of one file, on one machine or on many, the last one's content stays.
     """
+    patiently(lambda: _write_whole(target, content))
+
+
+def _write_whole(target: epath.Path, content: str | bytes) -> None:
     temporary = target.parent / f".{target.name}.{secrets.token_hex(8)}.writing"
     try:
         if isinstance(content, str):
@@ -80,6 +171,14 @@ def write_whole(target: epath.Path, content: str | bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def read_bytes(file: epath.Path, cure: str) -> bytes:
+    """What a small file holds. Raises `UserError` where it cannot be read, as `OpenFiles` does."""
+    try:
+        return patiently(file.read_bytes)
+    except OSError as error:
+        raise _unreadable(str(file), error, cure) from None
 
 
 def remove_abandoned(folder: epath.Path) -> None:
@@ -109,6 +208,10 @@ def alone(folder: epath.Path) -> Iterator[None]:
 
 def sha256(file: epath.Path) -> str:
     """The hexadecimal SHA-256 of a file, read in blocks of 1 MiB."""
+    return patiently(lambda: _sha256(file))
+
+
+def _sha256(file: epath.Path) -> str:
     digest = hashlib.sha256()
     with file.open("rb") as stream:
         while block := stream.read(1 << 20):
@@ -117,32 +220,41 @@ def sha256(file: epath.Path) -> str:
 
 
 def check_size(file: epath.Path, size: int, cure: str) -> None:
-    """Raise `UserError` unless a file of so many bytes is there; reads none of them."""
-    require(file.exists(), f"{str(file)!r} is missing: {cure}")
+    """Raise `Damaged` unless a file of so many bytes is there; reads none of them."""
+    _check_there(file, cure)
     found = file.stat().length
-    require(found == size, f"{str(file)!r} has {found:,} bytes, it should have {size:,}: {cure}")
+    if found != size:
+        raise Damaged(
+            f"{str(file)!r} has {found:,} bytes, it should have {size:,}: {cure}", str(file)
+        )
 
 
 def check_sha256(file: epath.Path, expected: str, cure: str) -> None:
-    """Read a file. Raises `UserError` unless it is there and has this SHA-256."""
-    require(file.exists(), f"{str(file)!r} is missing: {cure}")
+    """Read a file. Raises `Damaged` unless it is there and has this SHA-256."""
+    _check_there(file, cure)
     _compare(file, sha256(file), expected, cure)
 
 
 def checked_bytes(file: epath.Path, expected: str, cure: str) -> bytes:
-    """What a small file holds, read once. Raises `UserError` as `check_sha256` does."""
-    require(file.exists(), f"{str(file)!r} is missing: {cure}")
-    content = file.read_bytes()
+    """What a small file holds, read once. Raises `Damaged` as `check_sha256` does."""
+    _check_there(file, cure)
+    content = read_bytes(file, cure)
     _compare(file, hashlib.sha256(content).hexdigest(), expected, cure)
     return content
 
 
+def _check_there(file: epath.Path, cure: str) -> None:
+    if not file.exists():
+        raise Damaged(f"{str(file)!r} is missing: {cure}", str(file))
+
+
 def _compare(file: epath.Path, found: str, expected: str, cure: str) -> None:
-    require(
-        found == expected,
-        f"{str(file)!r} is damaged (its SHA-256 is {found[:12]}..., it should be "
-        f"{expected[:12]}...): {cure}",
-    )
+    if found != expected:
+        raise Damaged(
+            f"{str(file)!r} is damaged (its SHA-256 is {found[:12]}..., it should be "
+            f"{expected[:12]}...): {cure}",
+            str(file),
+        )
 
 
 class OpenFiles:
@@ -157,10 +269,33 @@ class OpenFiles:
     def __reduce__(self) -> tuple:
         return OpenFiles, ()
 
-    def read(self, name: str, start: int, size: int) -> bytes:
-        """Bytes [start, start + size) of a file, or fewer where it ends."""
+    def read(self, name: str, start: int, size: int, cure: str) -> bytes:
+        """Bytes [start, start + size) of a file, or fewer where it ends.
+
+        Raises `Damaged` where it is gone or its disk cannot read it, `Stalled` where a network
+        does not answer, and `UserError` where this user may not read it.
+        """
+        try:
+            return patiently(lambda: self._read(name, start, size))
+        except OSError as error:
+            raise _unreadable(name, error, cure) from None
+
+    def _read(self, name: str, start: int, size: int) -> bytes:
         file = self._opened(name)  # held while it is read: another thread may push it out
-        return os.pread(file.descriptor, size, start)
+        try:
+            return os.pread(file.descriptor, size, start)
+        except OSError:
+            self._opened.cache_clear()  # the next try may need another descriptor, as after ESTALE
+            raise
+
+
+def _unreadable(name: str, error: OSError, cure: str) -> UserError:
+    told = f"{name!r} cannot be read ({error.strerror or error})"
+    if error.errno in (errno.EIO, errno.ENOENT):
+        return Damaged(f"{told}: {cure}", name)
+    if is_transient(error):
+        return Stalled(f"{told}, {_TRIES} times: start again when its disk or network is well")
+    return UserError(f"{told}: let this user read it, or name another")
 
 
 class _OpenFile:

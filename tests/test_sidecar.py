@@ -97,3 +97,22 @@ def test_bytes_at_random_are_refused_or_the_record(file):
             refused += 1
             assert "\n" not in str(error)
     assert refused > 1000
+
+
+def test_one_that_is_refused_for_a_moment_is_read_and_one_that_is_not_ours_is_one_line(
+    file, monkeypatch
+):
+    sidecar.write(file, RECORD, 3)
+    errors, reads = [ConnectionError("reset")], type(file).read_bytes
+
+    def failing(path: epath.Path) -> bytes:
+        if errors:
+            raise errors.pop()
+        return reads(path)
+
+    monkeypatch.setattr("tenacity.nap.time.sleep", lambda seconds: None)
+    monkeypatch.setattr(type(file), "read_bytes", failing)
+    assert read(file) == RECORD
+    errors.append(PermissionError(13, "Permission denied", str(file)))
+    with pytest.raises(UserError, match=r"record.json' cannot be read \(Permission denied\): let"):
+        read(file)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from gemma_train.errors import require
 
@@ -50,6 +51,8 @@ class DataConfig:
     read_threads: int = 2  # threads that read batches ahead, per process; 0 reads when asked
     prefetch_batches: int = 8  # batches read ahead, per process
     worker_processes: int = 0  # processes that read ahead; 0 uses the threads alone
+    damaged: Literal["refuse", "skip"] = "refuse"  # rows to train on that are: stop, or leave out
+    timeout_minutes: float = 30.0  # without a batch, after which the run stops and says where
 
     def __post_init__(self):
         require(
@@ -66,3 +69,11 @@ class DataConfig:
         for name in ("shuffle_seed", "read_threads", "worker_processes"):
             value = getattr(self, name)
             require(value >= 0, f"data.{name} is {value}: must be 0 or more")
+        require(
+            self.damaged in ("refuse", "skip"),
+            f"data.damaged is {self.damaged!r}: choose 'refuse' or 'skip'",
+        )
+        require(
+            0 < self.timeout_minutes < math.inf,
+            f"data.timeout_minutes is {self.timeout_minutes}: must be above 0",
+        )

@@ -1,7 +1,7 @@
 """The record: the batch that the trainer reads, field by field, and one row of it."""
 
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -24,6 +24,24 @@ class Row(NamedTuple):
     soft: np.ndarray | None = None
     images: np.ndarray | None = None  # [i, p, e]
 
+    def clear(self) -> None:
+        """Make it padding again."""
+        for name, array in self._asdict().items():
+            if array is not None:
+                array.fill(-1 if name == "soft" else 0)
+
+
+class RowStream(Protocol):
+    """Rows by their place in a stream."""
+
+    def fill(self, index: int, row: Row) -> None:
+        """Write the row at a place into arrays of padding."""
+        ...
+
+    def place(self, index: int) -> str:
+        """Where that row comes from, in words."""
+        ...
+
 
 @tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +62,11 @@ class Batch:
         """Views of one row, to read or to fill."""
         arrays = (getattr(self, field.name) for field in fields(self))
         return Row(*(None if array is None else array[index] for array in arrays))
+
+    @property
+    def empty_rows(self) -> int:
+        """How many rows are padding alone: a row that holds anything begins with a document."""
+        return int((self.segments_bt[:, 0] == 0).sum())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ import numpy as np
 
 from gemma_train.data.batching import Batches, BatchSource, read_ahead
 from gemma_train.data.config import DataConfig
+from gemma_train.data.damaged import SparedRows
 from gemma_train.data.example import Layout
 from gemma_train.data.images.store import read_head
 from gemma_train.data.shards import check_vocabulary
@@ -30,12 +31,13 @@ def batches(
 
     `batch_indices` are the rows of the global batch that this process needs, in the order wanted;
     a single process passes range(batch_rows). With a `teacher`, its candidates come with the rows
-    of the sources that are taught. Raises `UserError` for datasets that are missing, damaged or
-    made with another tokenizer, and for targets that are.
+    of the sources that are taught. Rows that are found damaged when they are read end the stream
+    or are left out, as `data.damaged` says. Raises `UserError` for datasets that are missing,
+    damaged or made with another tokenizer, and for targets that are.
     """
     require(start_row >= 0, f"start_row is {start_row}: must be 0 or more")
     source = BatchSource(
-        rows=training_rows(config, teacher),
+        rows=SparedRows(training_rows(config, teacher), config.damaged),
         first_row=start_row,
         batch_rows=config.batch_rows,
         batch_indices=tuple(batch_indices),

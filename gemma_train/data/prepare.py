@@ -29,12 +29,12 @@ from gemma_train.data.shards import (
     Description,
     ImageSpan,
     SourceCounts,
-    TokenWriter,
     check_sizes,
     check_tokenizer,
     read_description,
 )
 from gemma_train.data.sources import documents, estimated_bytes, read_bytes, source_files
+from gemma_train.data.token_writer import TokenWriter
 from gemma_train.data.training_text import is_held_out
 from gemma_train.errors import UserError, require
 from gemma_train.metrics.byte_progress import progress

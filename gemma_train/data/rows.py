@@ -42,6 +42,11 @@ class Rows:
         self.fill(index, row)
         return row
 
+    def place(self, index: int) -> str:
+        """Which row it is, in words."""
+        images = f" or its images in {self._images.store.folder!r}" if self._images else ""
+        return f"row {index:,} of dataset {self._dataset.folder!r}{images}"
+
     def fill(self, index: int, row: Row) -> None:
         """Write row `index` into arrays of padding."""
         if self._starts is None:

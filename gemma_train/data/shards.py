@@ -3,38 +3,41 @@
     tokens-00000.bin      ids, little-endian uint32, documents end to end
     tokens-00000.offsets  where each document starts in its shard, little-endian int64
     tokens-00000.images   where the soft tokens of each image start, and the SHA-256 of its file
+    tokens-00000.checks   the CRC-32 of each block of these three, little-endian uint32
     dataset.json          the `Description`; a folder without it holds no dataset
 
-Flat shards because any window of tokens is then one read: 11 us from a memory map, against 4.4 ms
-out of compressed records. Documents never cross shards. A soft token has a place among the ids,
+Flat shards because any window of tokens is then one read, against 4.4 ms out of compressed records.
+Documents never cross shards. A soft token has a place among the ids,
 which holds 0; what stands there is in a store of embeddings. A write that is killed leaves no
 sidecar, and the next one starts anew.
 """
 
 import bisect
-import hashlib
-from collections.abc import Sequence
+import os
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 from etils import epath
 
 from gemma_train import sidecar, storage
+from gemma_train.data.blocks import CHECK, CheckedFile, RisingRecords, block_count
 from gemma_train.errors import require
 from gemma_train.sidecar import Count, Positive
-from gemma_train.tokenizer.tokenizer import Tokenizer
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 SIDECAR = "dataset.json"
 IMAGE = np.dtype([("start", "<i8"), ("image", "V32")])  # packed: 40 bytes
-_TYPES = (np.dtype("<u4"), np.dtype("<i8"), IMAGE)
+TYPES = (np.dtype("<u4"), np.dtype("<i8"), IMAGE)
+SUFFIXES = (".bin", ".offsets", ".images", ".checks")
 _AGAIN = "remove its folder and run gemma-train prepare again"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """Three files: their counts and checksums. The sizes follow: 4, 8 and 40 B of each thing."""
+    """Three files and their checks: counts and checksums. The sizes follow: 4, 8 and 40 B of each
+    thing, 4 B of each block."""
 
     tokens: Count
     documents: Count
@@ -42,16 +45,20 @@ class Shard:
     tokens_sha256: str
     offsets_sha256: str
     images_sha256: str
+    checks_sha256: str
 
     @property
-    def counts(self) -> tuple[int, int, int]:
-        """Of things in each file."""
-        return self.tokens, self.documents, self.images
+    def sizes(self) -> tuple[int, int, int, int]:
+        """Bytes of each file."""
+        counts = self.tokens, self.documents, self.images
+        tokens, offsets, images = (n * t.itemsize for n, t in zip(counts, TYPES, strict=True))
+        blocks = sum(map(block_count, (tokens, offsets, images)))
+        return tokens, offsets, images, blocks * CHECK.itemsize
 
     @property
-    def checksums(self) -> tuple[str, str, str]:
+    def checksums(self) -> tuple[str, str, str, str]:
         """Of each file."""
-        return self.tokens_sha256, self.offsets_sha256, self.images_sha256
+        return self.tokens_sha256, self.offsets_sha256, self.images_sha256, self.checks_sha256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,116 +104,59 @@ class Description:
         return sum(getattr(source, count) for source in self.sources)
 
 
-class TokenWriter:
-    """Writes the shards of a dataset document by document; `finish` makes it one."""
-
-    def __init__(self, folder: epath.Path, shard_tokens: int, image: ImageSpan | None = None):
-        self._folder, self._shard_tokens, self._image = folder, shard_tokens, image
-        self._shards: list[Shard] = []
-        self._open = None
-        folder.mkdir(parents=True, exist_ok=True)
-        for pattern in (SIDECAR, "tokens-*.bin", "tokens-*.offsets", "tokens-*.images"):
-            for leftover in folder.glob(pattern):
-                leftover.unlink()
-
-    def append(self, ids: Sequence[int], images: Sequence[tuple[int, bytes]] = ()) -> None:
-        """Add one document, `<bos>` to `<eos>`.
-
-        `images` are (index of its first soft token in `ids`, `image_key`), in rising order.
-        """
-        if self._open is None:
-            self._open = _OpenShard(self._folder, len(self._shards))
-        self._open.append(np.asarray(ids, _TYPES[0]), np.array([*images], IMAGE))
-        if self._open.counts[0] >= self._shard_tokens:
-            self._end_shard()
-
-    def finish(self, tokenizer: Tokenizer, recipe: dict, sources: Sequence[SourceCounts]) -> None:
-        """Close the last shard and write the sidecar."""
-        self._end_shard()
-        description = Description(
-            tokenizer_sha256=tokenizer.sha256,
-            vocabulary=tokenizer.vocabulary,
-            image=self._image,
-            recipe=recipe,
-            sources=tuple(sources),
-            shards=tuple(self._shards),
-        )
-        sidecar.write(self._folder / SIDECAR, description, FORMAT_VERSION)
-
-    def _end_shard(self) -> None:
-        if self._open is not None:
-            self._shards.append(self._open.close())
-            self._open = None
-
-
-class _OpenShard:
-    def __init__(self, folder: epath.Path, number: int):
-        self._streams = [file.open("wb") for file in _shard_files(folder, number)]
-        self._digests = [hashlib.sha256() for _ in self._streams]
-        self.counts = [0, 0, 0]  # tokens, documents, images
-
-    def append(self, ids: np.ndarray, images: np.ndarray) -> None:
-        tokens = self.counts[0]
-        images["start"] += tokens
-        for number, values in enumerate((ids, np.array([tokens], _TYPES[1]), images)):
-            content = values.tobytes()
-            self._streams[number].write(content)
-            self._digests[number].update(content)
-            self.counts[number] += values.size
-
-    def close(self) -> Shard:
-        for stream in self._streams:
-            stream.close()
-        tokens, documents, images = self.counts
-        tokens_sha256, offsets_sha256, images_sha256 = (d.hexdigest() for d in self._digests)
-        return Shard(
-            tokens=tokens,
-            documents=documents,
-            images=images,
-            tokens_sha256=tokens_sha256,
-            offsets_sha256=offsets_sha256,
-            images_sha256=images_sha256,
-        )
+class _OpenShard(NamedTuple):
+    tokens: CheckedFile
+    documents: RisingRecords
+    images: RisingRecords
 
 
 class TokenDataset:
     """A dataset opened for reading: all its shards as one stream of `len(self)` tokens.
 
-    Opening checks the sidecar and every file's size. Memory maps are made on first use and left
-    out when pickled, so that every process has its own.
+    Opening checks the sidecar, every file's size and the checks themselves; what they are of is
+    compared with them when it is read. 5 bytes of each 64 KiB stay in memory. Datasets that are
+    read together share `files`. A copy in another process opens its own.
     """
 
-    def __init__(self, folder: str):
+    def __init__(self, folder: str, files: storage.OpenFiles | None = None):
         require("://" not in folder, f"dataset {folder!r} must be local: copy or mount the bucket")
         self.folder = folder
         self.description = read_description(folder)
+        self._files = files or storage.OpenFiles()
         self._starts = [0, *accumulate(shard.tokens for shard in self.description.shards)]
-        self._maps: dict[int, tuple[np.ndarray, ...]] = {}
+        self._shards: dict[int, _OpenShard] = {}
         check_sizes(folder, self.description)
+        for number in range(len(self.description.shards)):
+            self._shard(number)
 
     def __len__(self) -> int:
         return self._starts[-1]
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_maps": {}}
+        return {**self.__dict__, "_shards": {}}
 
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Tokens [start, stop) as uint32, where in them documents start, and images: `IMAGE`.
 
-        Of images are told whose soft tokens begin there.
+        Of images are told whose soft tokens begin there. Raises `Damaged`, naming the file and the
+        block, where they are not what was written.
         """
         stop = min(stop, len(self))
         parts = []
         number = bisect.bisect_right(self._starts, start) - 1
         while number < len(self._starts) - 1 and self._starts[number] < stop:
-            tokens, offsets, images = self._shard(number)
-            base = self._starts[number]
-            first, last = max(0, start - base), min(stop - base, tokens.size)
-            offsets = offsets[slice(*np.searchsorted(offsets, (first, last)))]
-            images = images[slice(*np.searchsorted(images["start"], (first, last)))].copy()
-            images["start"] += base - start
-            parts.append((tokens[first:last], offsets + (base - start), images))
+            base, shard = self._starts[number], self._shard(number)
+            first, last = max(0, start - base), min(stop, self._starts[number + 1]) - base
+            tokens = np.frombuffer(shard.tokens.read(4 * first, 4 * last), TYPES[0])
+            offsets = shard.documents.between(first, last) + (base - start)
+            images = shard.images.between(first, last)
+            if images.size:
+                images = images.copy()
+                images["start"] += base - start
+            parts.append((tokens, offsets, images))
             number += 1
+        if len(parts) == 1:
+            return parts[0]
         tokens, starts, images = (np.concatenate(part) for part in zip(*parts, strict=True))
         return tokens, starts, images
 
@@ -214,28 +164,41 @@ class TokenDataset:
         """int64: where every document starts in the stream, in rising order."""
         every = [np.zeros(0, np.int64)]
         for number, base in enumerate(self._starts[:-1]):
-            every.append(self._shard(number)[1] + base)
+            every.append(self._shard(number).documents.all() + base)
         return np.concatenate(every)
 
     def image_starts(self) -> np.ndarray:
         """int64: where the soft tokens of every image start in the stream, in rising order."""
         every = [np.zeros(0, np.int64)]
         for number, base in enumerate(self._starts[:-1]):
-            every.append(self._shard(number)[2]["start"] + base)
+            every.append(self._shard(number).images.all()["start"] + base)
         return np.concatenate(every)
 
-    def _shard(self, number: int) -> tuple[np.ndarray, ...]:
-        if number not in self._maps:
-            files = _shard_files(storage.path(self.folder), number)
-            self._maps[number] = tuple(map(_mapped, files, _TYPES))
-        return self._maps[number]
+    def _shard(self, number: int) -> _OpenShard:
+        if number not in self._shards:
+            self._shards[number] = self._opened(number)
+        return self._shards[number]
 
-
-def _mapped(file: epath.Path, dtype: np.dtype) -> np.ndarray:
-    if not file.stat().length:  # which cannot be mapped
-        return np.zeros(0, dtype)
-    # A plain view: slicing a memmap object costs more than the read.
-    return np.memmap(file, dtype, mode="r").view(np.ndarray)
+    def _opened(self, number: int) -> _OpenShard:
+        shard = self.description.shards[number]
+        *files, checks_file = shard_files(storage.path(self.folder), number)
+        checks, used, opened = (
+            storage.checked_bytes(checks_file, shard.checks_sha256, _AGAIN),
+            0,
+            [],
+        )
+        for file, size in zip(files, shard.sizes, strict=False):
+            end = used + CHECK.itemsize * block_count(size)
+            opened.append(
+                CheckedFile(
+                    self._files, os.fspath(file), size=size, checks=checks[used:end], cure=_AGAIN
+                )
+            )
+            used = end
+        tokens, offsets, images = opened
+        return _OpenShard(
+            tokens, RisingRecords(offsets, TYPES[1]), RisingRecords(images, IMAGE, "start")
+        )
 
 
 def read_description(folder: str) -> Description:
@@ -265,9 +228,9 @@ def check_tokenizer(folder: str, description: Description, tokenizer: str, sha25
 def check_sizes(folder: str, description: Description) -> None:
     """Raise `UserError` unless every shard is there in full; reads no shard."""
     for number, shard in enumerate(description.shards):
-        files = _shard_files(storage.path(folder), number)
-        for file, count, dtype in zip(files, shard.counts, _TYPES, strict=True):
-            storage.check_size(file, count * dtype.itemsize, _AGAIN)
+        files = shard_files(storage.path(folder), number)
+        for file, size in zip(files, shard.sizes, strict=True):
+            storage.check_size(file, size, _AGAIN)
 
 
 def check_vocabulary(folder: str, vocabulary: int) -> None:
@@ -285,12 +248,12 @@ def verify(folder: str) -> None:
     description = read_description(folder)
     check_sizes(folder, description)
     for number, shard in enumerate(description.shards):
-        files = _shard_files(storage.path(folder), number)
+        files = shard_files(storage.path(folder), number)
         for file, sha256 in zip(files, shard.checksums, strict=True):
             storage.check_sha256(file, sha256, _AGAIN)
 
 
-def _shard_files(folder: epath.Path, number: int) -> tuple[epath.Path, epath.Path, epath.Path]:
+def shard_files(folder: epath.Path, number: int) -> tuple[epath.Path, ...]:
+    """Where the files of a shard are, or would be, in the order of `SUFFIXES`."""
     stem = folder / f"tokens-{number:05d}"
-    tokens, offsets, images = (stem.with_suffix(s) for s in (".bin", ".offsets", ".images"))
-    return tokens, offsets, images
+    return tuple(stem.with_suffix(suffix) for suffix in SUFFIXES)

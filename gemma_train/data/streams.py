@@ -38,6 +38,10 @@ class Component:
         if self.teacher:
             self.teacher.fill(number, row)
 
+    def place(self, turn: int) -> str:
+        targets = f" or its targets in {self.teacher.store.folder!r}" if self.teacher else ""
+        return self.rows.place(self.order[turn]) + targets
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRows:
@@ -49,6 +53,10 @@ class TrainingRows:
     def fill(self, index: int, row: Row) -> None:
         component, turn = self.schedule[index]
         self.components[component].fill(turn, row)
+
+    def place(self, index: int) -> str:
+        component, turn = self.schedule[index]
+        return self.components[component].place(turn)
 
     def first_epoch(self, component: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
         """(places, numbers) of a component's distinct rows among the first `rows` of the stream."""
@@ -79,6 +87,12 @@ class ListedRows:
             dataset, number = self._listed[index].tolist()
             self._datasets[dataset].fill(number, row)
 
+    def place(self, index: int) -> str:
+        if index >= len(self._listed):
+            return "padding"
+        dataset, number = self._listed[index].tolist()
+        return self._datasets[dataset].place(number)
+
 
 class HeldOutRows:
     """At most `maximum` rows of some datasets, evenly spread; what follows stays padding."""
@@ -94,9 +108,19 @@ class HeldOutRows:
 
     def fill(self, index: int, row: Row) -> None:
         if index < self._rows:
-            chosen = index * self._starts[-1] // self._rows
-            dataset = bisect.bisect_right(self._starts, chosen) - 1
-            self._datasets[dataset].fill(chosen - self._starts[dataset], row)
+            dataset, number = self._find(index)
+            dataset.fill(number, row)
+
+    def place(self, index: int) -> str:
+        if index >= self._rows:
+            return "padding"
+        dataset, number = self._find(index)
+        return dataset.place(number)
+
+    def _find(self, index: int) -> tuple[Rows, int]:
+        chosen = index * self._starts[-1] // self._rows
+        dataset = bisect.bisect_right(self._starts, chosen) - 1
+        return self._datasets[dataset], chosen - self._starts[dataset]
 
 
 def training_rows(config: DataConfig, teacher: TeacherStore | None = None) -> TrainingRows:
@@ -118,7 +142,8 @@ def training_rows(config: DataConfig, teacher: TeacherStore | None = None) -> Tr
 def open_rows(paths: Sequence[str], config: DataConfig) -> list[Rows]:
     """The rows of these datasets, all made with the config's tokenizer."""
     sha256 = storage.sha256(storage.existing(config.tokenizer, "tokenizer"))
-    datasets = [TokenDataset(path) for path in paths]
+    files = storage.OpenFiles()  # of all: a mixture of many sources has no more open than one
+    datasets = [TokenDataset(path, files) for path in paths]
     for dataset in datasets:
         check_tokenizer(dataset.folder, dataset.description, config.tokenizer, sha256)
     images = row_images(config)

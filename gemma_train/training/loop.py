@@ -123,7 +123,7 @@ class Loop:
         while self.number < config.steps and not self._stopping:
             with observer.clock.waiting_for_data():
                 batch = next(stream)
-            if self._has_left(self._take_step(batch)):
+            if self._has_left(self._take_step(batch, stream.damaged_rows)):
                 return
             self._stopping = self.stop.agreed(self.number)
             last = self.number == config.steps
@@ -140,7 +140,7 @@ class Loop:
             if evaluates and config.data.held_out and not self._stopping:
                 self._held_out()
 
-    def _take_step(self, batch: Batch) -> dict[str, Any]:
+    def _take_step(self, batch: Batch, damaged_rows: int) -> dict[str, Any]:
         """One step; returns the figures of the step before."""
         rows, every = self.config.data.batch_rows, self.config.replay_every_steps
         placed, first = place(batch, self.mesh, rows), self.position.next_row
@@ -150,7 +150,8 @@ class Loop:
             self.state, scalars = self._step(self.state, placed, self.teacher)
         self.number += 1
         self.position = replace(self.position, next_row=first + rows)
-        finished = self._observer.step(self.number, {**scalars, "first_row": first})
+        told = {"first_row": first, "damaged_rows": damaged_rows}
+        finished = self._observer.step(self.number, {**scalars, **told})
         if finished:
             self.watchdog.alive(f"step {finished['step']:,}")
         return finished

@@ -7,6 +7,7 @@ import pytest
 from gemma_train.errors import Stalled
 from tests.commands.interrupted import PHASES
 from tests.commands.processes import (
+    assert_same_arrays,
     checkpoints_of,
     ended,
     saved_arrays,
@@ -30,9 +31,7 @@ def as_one(finished_run):
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_a_sigterm_to_one_in_any_phase_saves_both_at_one_step(
-    tmp_path, write_config, as_one, phase
-):
+def test_a_sigterm_to_one_in_any_phase_saves_both(tmp_path, write_config, as_one, phase):
     folder = tmp_path / phase
     config = write_config(folder)
     codes, words = ended(*start_two("train", config, hit=(phase, "SIGTERM")))
@@ -82,10 +81,8 @@ def test_when_one_is_frozen_the_other_says_where_it_waits_and_ends(tmp_path, wri
 def test_a_damaged_file_that_one_reads_is_passed_over_by_both(tmp_path, write_config, as_one):
     folder = tmp_path / "damaged"
     config = write_config(folder)
-    codes, words = ended(*start_two("train", config, hit=("step", "SIGKILL")), seconds=120)
-    codes, words = ended(
-        *start_two("train", config, "--checkpoint-every-steps", "2", hit=("step", "SIGTERM"))
-    )
+    often = ("--checkpoint-every-steps", "2")
+    codes, words = ended(*start_two("train", config, *often, hit=("step", "SIGTERM")))
     assert codes == [0, 0], words
     steps = checkpoints_of(folder)
     files = [f for f in sorted((folder / "checkpoints" / str(steps[-1])).rglob("*")) if f.is_file()]
@@ -119,8 +116,7 @@ def test_state_saved_by_two_is_restored_by_one_bit_for_bit(tmp_path, write_confi
     assert codes == [0, 0], words
     step = max(checkpoints_of(folder))
     before = saved_arrays(folder, step)
-    codes, words = ended(
-        start("train", config, "--steps", str(step), "--accepted-changes", "steps")
-    )
-    assert codes == [0], words  # which compares the digest of what it restored
-    assert before.keys() == saved_arrays(folder, step).keys()
+    fewer = ("--steps", str(step), "--accepted-changes", "steps")
+    codes, words = ended(start("train", config, *fewer))
+    assert codes == [0], words  # it restores, and compares the digest
+    assert_same_arrays(saved_arrays(folder, step), before)

@@ -140,7 +140,8 @@ def test_a_student_killed_and_then_stopped_by_damage_ends_bit_for_bit(
     assert stopped.returncode == 2
     assert re.fullmatch(
         rf"gemma-train: shard '{shard}' is damaged: row \d+ of dataset '.*' cannot be read \(.*\): "
-        "remove that file and run gemma-train teacher again\n",
+        "remove that file and run gemma-train teacher again; or train without its rows: "
+        r"data\.damaged='skip'\n",
         stopped.stderr,
     )
     assert 9 <= max(steps_of(killed)) < 12

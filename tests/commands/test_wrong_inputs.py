@@ -161,6 +161,21 @@ def test_a_missing_or_truncated_shard_is_named(refused, config, own_data, one_de
     assert "tokens-00000.bin" in refused(*words)
 
 
+def test_a_shard_with_a_flipped_bit_is_named_and_its_rows_can_be_left_out(
+    refused, config, own_data, one_device, caplog
+):
+    data, words = own_data
+    shard = data / "train" / "tokens-00000.bin"
+    content = bytearray(shard.read_bytes())
+    content[5] ^= 1  # of the first 16,384 tokens, where most rows are
+    shard.write_bytes(content)
+    told = refused(*words)
+    assert f"{str(shard)!r} is damaged in bytes 0 to 65,536 (block 0 of" in told
+    assert "run gemma-train prepare again; or train without its rows: data.damaged='skip'" in told
+    assert command_line.run([*words, "--data.damaged", "skip"]) == 0
+    assert caplog.text.count("left out, and counted as damaged_rows") == 1
+
+
 def test_data_with_ids_beyond_the_models_vocabulary(refused, config, one_device):
     assert "model's vocabulary is 256" in refused("train", config, "--model.vocabulary", "256")
 

@@ -10,7 +10,8 @@ from etils import epath
 from gemma_train.data.config import DataConfig, TokenSource
 from gemma_train.data.example import Batch
 from gemma_train.data.pipeline import batches
-from gemma_train.data.shards import SourceCounts, TokenWriter
+from gemma_train.data.shards import SourceCounts
+from gemma_train.data.token_writer import TokenWriter
 from gemma_train.tokenizer.tokenizer import Tokenizer
 from gemma_train.tokenizer.training import TokenizerConfig, train_tokenizer
 

@@ -20,6 +20,9 @@ from gemma_train.errors import UserError
         ({"shuffle_seed": -1}, "data.shuffle_seed is -1: must be 0 or more"),
         ({"read_threads": -1}, "data.read_threads is -1"),
         ({"worker_processes": -1}, "data.worker_processes is -1"),
+        ({"damaged": "ignore"}, "data.damaged is 'ignore': choose 'refuse' or 'skip'"),
+        ({"timeout_minutes": 0.0}, "data.timeout_minutes is 0.0: must be above 0"),
+        ({"timeout_minutes": float("nan")}, "data.timeout_minutes is nan: must be above 0"),
     ],
 )
 def test_a_wrong_config_is_named(config, wrong, message):

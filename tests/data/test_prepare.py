@@ -16,7 +16,8 @@ from gemma_train.commands import prepare as prepare_command
 from gemma_train.commands import tokenizer as tokenizer_command
 from gemma_train.data.prepare import prepare, prepared
 from gemma_train.data.recipe import Recipe, TextSource
-from gemma_train.data.shards import TokenDataset, TokenWriter, verify
+from gemma_train.data.shards import TokenDataset, verify
+from gemma_train.data.token_writer import TokenWriter
 from gemma_train.errors import UserError
 
 RECIPE = """

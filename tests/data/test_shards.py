@@ -10,12 +10,12 @@ from gemma_train.data.shards import (
     SIDECAR,
     ImageSpan,
     TokenDataset,
-    TokenWriter,
     check_tokenizer,
     check_vocabulary,
     read_description,
     verify,
 )
+from gemma_train.data.token_writer import TokenWriter
 from gemma_train.errors import UserError
 
 
@@ -61,7 +61,7 @@ def test_writing_over_leftovers_removes_them(write_dataset, made_documents, tmp_
     made = write_dataset(tmp_path / "made", made_documents(count=90), shard_tokens=100)
     again = write_dataset(tmp_path / "made", [[2, 1]], shard_tokens=100)
     assert made == again
-    assert len(list((tmp_path / "made").iterdir())) == 4
+    assert len(list((tmp_path / "made").iterdir())) == 5
     assert len(TokenDataset(again)) == 2
 
 
@@ -83,8 +83,12 @@ def test_a_bucket_is_refused_for_training():
         (lambda content: "{}", "garbled"),
         (lambda content: content.replace('"licence"', '"license"'), "garbled"),
         (
-            lambda content: content.replace('"format_version": 2', '"format_version": 9'),
+            lambda content: content.replace('"format_version": 3', '"format_version": 9'),
             "version 9",
+        ),
+        (
+            lambda content: content.replace('"format_version": 3', '"format_version": 2'),
+            "version 2, this release reads 3: remove its folder and run gemma-train prepare again",
         ),
     ],
 )

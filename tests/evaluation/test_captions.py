@@ -9,7 +9,8 @@ from etils import epath
 
 from gemma_train.data.config import DataConfig, ImageRows, TokenSource
 from gemma_train.data.images.store import DTYPE, Head, write_head, write_shard
-from gemma_train.data.shards import ImageSpan, TokenDataset, TokenWriter
+from gemma_train.data.shards import ImageSpan, TokenDataset
+from gemma_train.data.token_writer import TokenWriter
 from gemma_train.evaluation import captions
 from gemma_train.evaluation.captions import Answer, Answers, answers, held_out
 from gemma_train.sampling import PromptImage, SamplingConfig, sample

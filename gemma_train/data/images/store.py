@@ -20,7 +20,7 @@ import numpy as np
 from etils import epath
 
 from gemma_train import sidecar, storage
-from gemma_train.errors import UserError, require
+from gemma_train.errors import Damaged, UserError, require
 from gemma_train.sidecar import Name, Positive
 
 FORMAT_VERSION = 1
@@ -135,21 +135,22 @@ class EmbeddingStore:
         return self._find(image) is not None
 
     def read(self, image: bytes) -> np.ndarray:
-        """bfloat16 [tokens, width]. Raises `UserError` where they are damaged or not here."""
+        """bfloat16 [tokens, width]. Raises `Damaged` where they are, `UserError` if not here."""
         found = self._find(image)
         if found is None:
             raise UserError(
                 f"image {image.hex()[:16]}... has no embeddings in {self.folder!r}: run "
                 "gemma-train embed with the recipe that prepared the dataset"
             )
-        file = _shard_files(self.folder, int(self._shards[found]))[0]
+        file = os.fspath(_shard_files(self.folder, int(self._shards[found]))[0])
         size = self.head.record_bytes
-        content = self._files.read(os.fspath(file), int(self._places[found]) * size, size)
-        require(
-            len(content) == size and zlib.crc32(content) == self._table["checksum"][found],
-            f"shard {str(file)!r} is damaged at image {image.hex()[:16]}... (record "
-            f"{self._places[found]}): {AGAIN}",
-        )
+        content = self._files.read(file, int(self._places[found]) * size, size, AGAIN)
+        if len(content) != size or zlib.crc32(content) != self._table["checksum"][found]:
+            raise Damaged(
+                f"shard {file!r} is damaged at image {image.hex()[:16]}... (record "
+                f"{self._places[found]}): {AGAIN}",
+                file,
+            )
         return np.frombuffer(content, DTYPE).reshape(self.head.tokens, self.head.width)
 
     def _find(self, image: bytes) -> int | None:
@@ -159,19 +160,21 @@ class EmbeddingStore:
 
     def _keys(self, number: int) -> np.ndarray:
         records, keys = _shard_files(self.folder, number)
-        content = keys.read_bytes()
-        require(
-            bool(content) and len(content) % KEY.itemsize == 0,
-            f"{str(keys)!r} has {len(content):,} bytes, no multiple of {KEY.itemsize}: {AGAIN}",
-        )
+        content = storage.read_bytes(keys, AGAIN)
+        if not content or len(content) % KEY.itemsize:
+            raise Damaged(
+                f"{str(keys)!r} has {len(content):,} bytes, no multiple of {KEY.itemsize}: {AGAIN}",
+                str(keys),
+            )
         table = np.frombuffer(content, KEY)
         expected = len(table) * self.head.record_bytes
         size = records.stat().length if records.exists() else 0
-        require(
-            size == expected,
-            f"shard {str(records)!r} has {size:,} bytes, its {len(table):,} images take "
-            f"{expected:,}: remove {keys.name!r} too and run gemma-train embed again",
-        )
+        if size != expected:
+            raise Damaged(
+                f"shard {str(records)!r} has {size:,} bytes, its {len(table):,} images take "
+                f"{expected:,}: remove {keys.name!r} too and run gemma-train embed again",
+                str(records),
+            )
         return table
 
 

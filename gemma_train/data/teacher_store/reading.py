@@ -20,7 +20,7 @@ from gemma_train.data.teacher_store.shards import (
     row_keys,
     shard_files,
 )
-from gemma_train.errors import UserError, require
+from gemma_train.errors import Damaged, UserError, require
 
 
 class TeacherStore:
@@ -69,7 +69,7 @@ class TeacherStore:
         )
 
     def read(self, dataset: int, number: int) -> RowTargets:
-        """The targets of a row. Raises `UserError` where they are damaged or not here."""
+        """The targets of a row. Raises `Damaged` where they are, `UserError` if not here."""
         key = int(row_keys(np.array([[dataset, number]]))[0])
         place = int(np.searchsorted(self._keys, key))
         name = f"row {number:,} of dataset {self.description.head.lesson.datasets[dataset].path!r}"
@@ -77,13 +77,13 @@ class TeacherStore:
             place < len(self._keys) and self._keys[place] == key,
             f"teacher store {self.folder!r} has no targets for {name}: run gemma-train teacher",
         )
-        file = shard_files(self.folder, int(self._shards[place])).targets
+        file = os.fspath(shard_files(self.folder, int(self._shards[place])).targets)
         start, end = int(self._starts[place]), int(self._ends[place])
         try:
-            return self.codec.decode(self._files.read(os.fspath(file), start, end - start))
-        except (ValueError, OSError) as error:
-            raise UserError(
-                f"shard {str(file)!r} is damaged: {name} cannot be read ({error}): {AGAIN}"
+            return self.codec.decode(self._files.read(file, start, end - start, AGAIN))
+        except ValueError as error:
+            raise Damaged(
+                f"shard {file!r} is damaged: {name} cannot be read ({error}): {AGAIN}", file
             ) from None
 
 

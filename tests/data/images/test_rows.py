@@ -13,7 +13,8 @@ from gemma_train.data.images.rows import RowImages, row_starts
 from gemma_train.data.images.store import DTYPE, EmbeddingStore, Head, write_head, write_shard
 from gemma_train.data.pipeline import batches, held_out_batches
 from gemma_train.data.rows import Rows
-from gemma_train.data.shards import ImageSpan, SourceCounts, TokenDataset, TokenWriter
+from gemma_train.data.shards import ImageSpan, SourceCounts, TokenDataset
+from gemma_train.data.token_writer import TokenWriter
 from gemma_train.errors import UserError
 
 SPAN = ImageSpan(before=2, tokens=4, after=1)

@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 
 from gemma_train.data.config import DataConfig, TokenSource
+from gemma_train.data.example import Layout
 from gemma_train.data.lesson import lesson, taught_rows
 from gemma_train.data.pipeline import batches
+from gemma_train.data.rows import Rows
+from gemma_train.data.shards import TokenDataset, sidecar_sha256
 from gemma_train.data.teacher_store.reading import TeacherStore
 from gemma_train.data.teacher_store.shards import (
     check_origin,
@@ -24,6 +27,7 @@ from tests.data.teacher_store.made import (
     CODEC,
     LENGTH,
     ORIGIN,
+    SAMPLER,
     damage,
     planned,
     take,
@@ -65,18 +69,17 @@ def test_rows_of_other_tokens_are_refused_by_dataset_row_and_position(config, tm
     write(plan, config)
     dataset, number = plan.shards[0][0].tolist()
     path = plan.head.lesson.datasets[dataset].path
-    tokens = Path(path) / "tokens-00000.bin"
-    changed = bytearray(tokens.read_bytes())
-    place = 4 * (number * LENGTH + 5)
-    was = int.from_bytes(changed[place : place + 4], "little")
-    changed[place : place + 4] = (was ^ 1).to_bytes(4, "little")
-    tokens.write_bytes(changed)
+    row = Layout(length=LENGTH, candidates=SAMPLER.candidates).padding(1).row(0)
+    Rows(TokenDataset(path), LENGTH).fill(number, row)
+    was = int(row.tokens[5])
+    row.tokens[5] ^= 1
     message = (
         f"row {number:,} of dataset '{path}' has token {was ^ 1} at position 5, teacher store "
         f".* was made with {was}"
     )
+    store = TeacherStore(str(tmp_path / "store"), CODEC)
     with pytest.raises(UserError, match=message):
-        take(config, 1, tmp_path / "store")
+        store.rows_of(path, sidecar_sha256(path)).fill(number, row)
 
 
 def test_another_dataset_is_refused(config, tmp_path, write_dataset, made_documents):
