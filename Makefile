@@ -11,7 +11,7 @@ READY := $(VENV)/ready
 train bench: export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:$\
 	glibc.malloc.trim_threshold=8000000000:glibc.malloc.arena_max=1
 
-.PHONY: train test check format bench plan-all clean
+.PHONY: train test check format bench soak plan-all clean
 
 train: $(READY)  ## prepare text and images, pretrain a small Gemma 3 on them, sample, draw its curves
 	$(RUN)/gemma-train prepare data_recipes/quickstart.py
@@ -39,6 +39,9 @@ bench: $(READY)  ## the benchmarks behind the performance claims
 	$(RUN)/python benchmarks/data.py
 	$(RUN)/python -m benchmarks.images
 	$(RUN)/python -m benchmarks.attention
+
+soak: $(READY)  ## a hundred kills, and two hundred and fifty damaged checkpoints: half an hour
+	$(RUN)/python -m pytest -s -m slow tests/commands/test_soak.py
 
 plan-all: $(READY)  ## the gates on the meshes of the Gemma 3 report, then docs/pods.md's tables: hours
 	$(RUN)/python -m pytest -m slow tests/compile

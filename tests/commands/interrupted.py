@@ -43,7 +43,7 @@ def main(phase: str, happening: str, words: list[str]) -> int:
         case "compile":
             ahead_of(loop, "make_step")
         case "step":
-            ahead_of(loop.Loop, "_take_step", lambda run, batch: run.number + 1 == STEP)
+            ahead_of(loop.Loop, "_take_step", lambda run, *_: run.number + 1 == STEP)
         case "evaluation":
             ahead_of(held_out, "place")
         case "save":  # while orbax writes

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gemma_train.checkpoints.folder import CheckpointFolder
 from tests.commands.conftest import ROOT, environment
 
 MANY = ("--mesh.data", "2", "--mesh.runtime", "many_processes", "--mesh.heartbeat-seconds", "10")
@@ -21,8 +22,8 @@ def steps_of(folder: Path, kind: str = "train") -> dict[int, dict]:
 
 
 def checkpoints_of(folder: Path) -> list[int]:
-    """The steps of a run's checkpoints."""
-    return sorted(int(p.name) for p in (folder / "checkpoints").glob("*") if p.name.isdigit())
+    """The steps of a run's finished checkpoints."""
+    return CheckpointFolder(str(folder)).steps
 
 
 def saved_arrays(folder: Path, step: int) -> dict[str, np.ndarray]:
