@@ -38,18 +38,19 @@ def run(arguments: CheckpointArguments) -> int:
         with only_writer(arguments.run):
             return _prune(folder, arguments.keep)
     reads = slice(None) if arguments.action == "verify" else slice(0)
-    table, damaged = Table("step", "files", "bytes", "state", box=None), 0
+    table, damaged = Table("step", "files", "bytes", "state", box=None), []
     for step in folder.steps:
         found = damage(folder.checkpoint(step), reads)
-        damaged += bool(found)
+        damaged += [f"checkpoint {step} is damaged: {found}"] if found else []
         files = [] if found else contents(folder.checkpoint(step))
         bytes_there = count(sum(file.size for file in files))
         whole = "verified" if arguments.action == "verify" else "sealed"
-        table.add_row(f"{step:,}", str(len(files)), bytes_there, found or whole)
+        table.add_row(f"{step:,}", str(len(files)), bytes_there, "damaged" if found else whole)
     for name in (*folder.unfinished, *folder.set_aside):
         table.add_row(name, "", "", "moved out of the way" if "damaged" in name else "unfinished")
     Console(soft_wrap=True).print(table)
-    return int(damaged > 0)
+    print("\n".join(damaged), end="\n" if damaged else "")
+    return int(bool(damaged))
 
 
 def _prune(folder: CheckpointFolder, keep: int) -> int:

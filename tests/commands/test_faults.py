@@ -69,7 +69,7 @@ def assert_same_state_when_done(config: str, folder: Path, whole: Path) -> None:
     assert_same_arrays(saved_arrays(folder, LAST), saved_arrays(whole, LAST))
     losses = [{n: line["loss"] for n, line in steps_of(one).items()} for one in (folder, whole)]
     assert losses[0] == losses[1]
-    assert checkpoints_of(folder) == [6, 9, 12]
+    assert len(checkpoints_of(folder)) == 3 and checkpoints_of(folder)[-1] == LAST
 
 
 def test_a_second_signal_ends_at_once(tmp_path, write_config):
