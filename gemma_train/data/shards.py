@@ -21,7 +21,7 @@ import numpy as np
 from etils import epath
 
 from gemma_train import sidecar, storage
-from gemma_train.errors import require
+from gemma_train.errors import Damaged, require
 from gemma_train.sidecar import Count, Positive
 from gemma_train.tokenizer.tokenizer import Tokenizer
 
@@ -204,6 +204,8 @@ class TokenDataset:
             first, last = max(0, start - base), min(stop - base, tokens.size)
             offsets = offsets[slice(*np.searchsorted(offsets, (first, last)))]
             images = images[slice(*np.searchsorted(images["start"], (first, last)))].copy()
+            for places in (offsets, images["start"]):
+                self._check_places(places, first, last, number)
             images["start"] += base - start
             parts.append((tokens[first:last], offsets + (base - start), images))
             number += 1
@@ -214,15 +216,31 @@ class TokenDataset:
         """int64: where every document starts in the stream, in rising order."""
         every = [np.zeros(0, np.int64)]
         for number, base in enumerate(self._starts[:-1]):
-            every.append(self._shard(number)[1] + base)
+            starts, tokens = self._shard(number)[1], self._starts[number + 1] - base
+            self._check_places(starts, 0, tokens, number)
+            every.append(starts + base)
         return np.concatenate(every)
 
     def image_starts(self) -> np.ndarray:
         """int64: where the soft tokens of every image start in the stream, in rising order."""
         every = [np.zeros(0, np.int64)]
         for number, base in enumerate(self._starts[:-1]):
-            every.append(self._shard(number)[2]["start"] + base)
+            starts, tokens = self._shard(number)[2]["start"], self._starts[number + 1] - base
+            self._check_places(starts, 0, tokens, number)
+            every.append(starts + base)
         return np.concatenate(every)
+
+    def _check_places(self, places: np.ndarray, first: int, stop: int, number: int) -> None:
+        """Raise `Damaged` unless places within a shard rise from `first` to below `stop`."""
+        if not places.size:
+            return
+        is_rising = bool((places[1:] > places[:-1]).all())
+        if not (is_rising and places[0] >= first and places[-1] < stop):
+            file = _shard_files(storage.path(self.folder), number)[0]
+            raise Damaged(
+                f"what is told of documents or images of {str(file)!r} is no rising order of "
+                f"places from {first:,} to below {stop:,}: {_AGAIN}"
+            )
 
     def _shard(self, number: int) -> tuple[np.ndarray, ...]:
         if number not in self._maps:
