@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "gemma_train"
 # side by side do not see each other. An import that this forbids needs a visible change here.
 FLOORS = (
     ("errors", "axes", "run_files", "silence", "signals"),
-    ("storage", "mesh", "zero3", "leaves", "checked"),
+    ("storage", "mesh", "zero3", "leaves", "checked", "contents"),
     ("metrics", "tokenizer", "definition", "samplers", "sidecar", "vision"),
     ("kernels", "data", "optimizer"),
     ("model", "placement"),

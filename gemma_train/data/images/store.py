@@ -20,6 +20,7 @@ import numpy as np
 from etils import epath
 
 from gemma_train import sidecar, storage
+from gemma_train.contents import read_bytes
 from gemma_train.errors import UserError, require
 from gemma_train.sidecar import Name, Positive
 
@@ -159,7 +160,7 @@ class EmbeddingStore:
 
     def _keys(self, number: int) -> np.ndarray:
         records, keys = _shard_files(self.folder, number)
-        content = keys.read_bytes()
+        content = read_bytes(keys, AGAIN)
         require(
             bool(content) and len(content) % KEY.itemsize == 0,
             f"{str(keys)!r} has {len(content):,} bytes, no multiple of {KEY.itemsize}: {AGAIN}",
