@@ -10,10 +10,12 @@ import msgspec
 from etils import epath
 
 from gemma_train import storage
+from gemma_train.contents import read_bytes
 from gemma_train.errors import UserError, require
 
-Count = Annotated[int, msgspec.Meta(ge=0)]
-Positive = Annotated[int, msgspec.Meta(ge=1)]
+_MOST = 2**63 - 1  # NumPy's largest integer
+Count = Annotated[int, msgspec.Meta(ge=0, le=_MOST)]
+Positive = Annotated[int, msgspec.Meta(ge=1, le=_MOST)]
 Name = Annotated[str, msgspec.Meta(min_length=1)]
 
 
@@ -32,7 +34,7 @@ def read[Record](file: epath.Path, kind: type[Record], version: int, cure: str) 
 
     `cure` says what would do: 'remove that file and ...'.
     """
-    content = file.read_bytes()
+    content = read_bytes(file, cure)
     try:
         found = msgspec.json.decode(content, type=_Version).format_version
         require(
