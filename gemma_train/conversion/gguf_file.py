@@ -92,9 +92,14 @@ def write(weights: Weights, file: epath.Path, advance: Advance) -> None:
 def described(file: epath.Path) -> list[str]:
     """A file's metadata, but for its vocabulary, and its tensors by dtype, as lines to print."""
     try:
-        reader = GGUFReader(file)
-    except (ValueError, OSError, IndexError) as error:
-        raise UserError(f"{str(file)!r} is not a whole GGUF file: {error}") from None
+        return _described(file)
+    except Exception as error:  # its reader takes for granted that a file is whole
+        told = str(error) or type(error).__name__
+        raise UserError(f"{str(file)!r} is not a whole GGUF file: {told}") from error
+
+
+def _described(file: epath.Path) -> list[str]:
+    reader = GGUFReader(file)
     lines = [f"{file}: GGUF file", "", "metadata"]
     for name, field in reader.fields.items():
         if field.types[:1] != [GGUFValueType.ARRAY]:

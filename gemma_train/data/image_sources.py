@@ -16,6 +16,7 @@ from typing import Any
 
 from etils import epath
 
+from gemma_train.contents import NO_JSON
 from gemma_train.data import parquet
 from gemma_train.data.document import (
     Document,
@@ -33,7 +34,7 @@ from gemma_train.errors import require
 _SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm")
 _LARGEST_TEXT = 10_000_000  # bytes of a caption
 _ROWS = 16  # of a Parquet file in memory at a time
-_UNREADABLE = (ValueError, OSError, EOFError, zlib.error, lzma.LZMAError, *archives.UNREADABLE)
+_UNREADABLE = (*NO_JSON, OSError, EOFError, zlib.error, lzma.LZMAError, *archives.UNREADABLE)
 
 Parts = list[str | bytes]
 Records = Iterator[tuple[int | str, Callable[[], Parts]]]  # of each its place, and what reads it

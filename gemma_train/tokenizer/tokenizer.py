@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2
 
 from gemma_train import storage
+from gemma_train.contents import read_bytes
 from gemma_train.errors import UserError, require
 from gemma_train.tokenizer import symbols
 
@@ -45,7 +46,7 @@ class Tokenizer:
         try:
             proto = sentencepiece_model_pb2.ModelProto.FromString(model)
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except (DecodeError, RuntimeError):
+        except (DecodeError, RuntimeError, ValueError):
             raise UserError(f"{name!r} is not a SentencePiece model") from None
         self.vocabulary = len(proto.pieces)
         require(self.vocabulary > 0, f"{name!r} is not a SentencePiece model: it has no pieces")
@@ -56,7 +57,7 @@ class Tokenizer:
     @classmethod
     def load(cls, path: str) -> "Tokenizer":
         """Read a .model file, local or gs://. Raises `UserError` when missing or not a model."""
-        return cls(storage.existing(path, "tokenizer").read_bytes(), path)
+        return cls(read_bytes(storage.existing(path, "tokenizer"), "name another"), path)
 
     def id_of(self, piece: str) -> int:
         """The id of a piece such as `<end_of_turn>`. Raises `UserError` when there is none."""

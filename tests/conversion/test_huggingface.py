@@ -224,7 +224,7 @@ def test_an_index_that_names_no_file_is_refused(folder, place):
 
 @pytest.mark.parametrize(
     ("content", "why"),
-    [(b"{", "is not JSON: "), (b"\xff\xfe", "is not JSON: "), (b"[1]", "does not hold a JSON obj")],
+    [(b"{", "is not JSON ("), (b"\xff\xfe", "is no text of UTF-8"), (b"[1]", "holds no JSON obj")],
 )
 @pytest.mark.parametrize("file", ["config.json", INDEX])
 def test_junk_in_place_of_json_is_named(folder, file, content, why):
