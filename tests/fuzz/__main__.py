@@ -8,7 +8,8 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -22,7 +23,6 @@ from tests.fuzz.child import sample_of
 from tests.fuzz.reader import put
 
 KEPT = Path("runs/fuzz")  # gets the files of what is found
-_FACES_A_KIND = 1  # findings of a kind that are told
 
 
 def main() -> int:
@@ -63,23 +63,25 @@ def _all(names: Sequence[str], cases: int, seed: int) -> list[Result]:
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
         for name in names:
             line, begin = progress.add_task(name, total=cases), time.monotonic()
-            with tempfile.TemporaryDirectory() as folder:
-                results.append(
-                    campaign.run(
-                        [name],
-                        cases,
-                        Path(folder),
-                        seed=seed,
-                        told=lambda _, done, line=line: progress.update(line, completed=done),
-                    )[name]
-                )
-                _keep(Path(folder), name)
+            result = _one(name, cases, seed, partial(progress.update, line))
+            progress.update(line, completed=result.inputs)
+            results.append(result)
             seconds.append(time.monotonic() - begin)
-            progress.update(line, completed=results[-1].inputs)
-    for result in results:
-        _tell(console, result.findings)
+            _tell(console, result.findings)
     console.print(_table(results, seconds))
     return results
+
+
+def _one(name: str, cases: int, seed: int, update: Callable[..., object]) -> Result:
+    with tempfile.TemporaryDirectory() as folder:
+        result = campaign.run(
+            {name: cases},
+            Path(folder),
+            seed=seed,
+            told=lambda _, done: update(completed=done),
+        )[name]
+        _keep(Path(folder), name)
+    return result
 
 
 def _keep(folder: Path, name: str) -> None:
@@ -100,7 +102,7 @@ def _tell(console: Console, findings: Sequence[Finding]) -> None:
 
 
 def _table(results: Sequence[Result], seconds: Sequence[float]) -> Table:
-    table = Table(title=f"damaged inputs, seed and case in {KEPT}")
+    table = Table(title="damaged inputs")
     for head in ("reader", "inputs", "read well", "refused", "findings", "seconds", "memory, MB"):
         table.add_column(head, justify="left" if head == "reader" else "right")
     for one, took in zip(results, seconds, strict=True):

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,8 +35,7 @@ class Result:
 
 
 def run(
-    names: Sequence[str],
-    cases: int,
+    cases: Mapping[str, int],
     folder: Path,
     *,
     module: str = "tests.fuzz.readers",
@@ -44,17 +43,17 @@ def run(
     seconds: float = SECONDS_A_CASE,
     told: Callable[[str, int], object] = lambda reader, done: None,
 ) -> dict[str, Result]:
-    """Read `cases` damaged inputs with every reader of these names.
+    """Read so many damaged inputs with every reader of these names.
 
     An empty folder gets the files of what is found. `told` is called with a reader and how many
     cases it has done. Raises `RuntimeError` where a child ends before its first case.
     """
-    for name in names:
+    for name, count in cases.items():
         answers = Answers(str(folder), name)
         answers.folder.mkdir(parents=True)
-        answers.outcomes.write_bytes(bytes([TO_DO]) * cases)
+        answers.outcomes.write_bytes(bytes([TO_DO]) * count)
     for _ in range(MOST_DEATHS):
-        tasks = tuple(filter(None, (_left(folder, name, cases) for name in names)))
+        tasks = tuple(filter(None, (_left(folder, *one) for one in cases.items())))
         if not tasks:
             break
         work = Work(module=module, tasks=tasks, seed=seed, seconds=seconds, folder=str(folder))
@@ -63,7 +62,7 @@ def run(
         dead = [finding for task in tasks if (finding := _death(folder, task, code, words))]
         if code and not dead:
             raise RuntimeError(f"the child ended with {code}: {words[-2_000:]}")
-    return {name: _result(folder, name) for name in names}
+    return {name: _result(folder, name) for name in cases}
 
 
 def _left(folder: Path, name: str, cases: int) -> Task | None:
