@@ -10,6 +10,7 @@ import struct
 import zlib
 from random import Random
 
+from gemma_train.contents import NO_JSON
 from tests.fuzz import damage_bytes, damage_json, damage_python
 from tests.fuzz.reader import Files
 
@@ -48,7 +49,7 @@ def _hurt(name: str, content: bytes, random: Random) -> bytes:
         return damage_bytes.hurt(content, random)
     try:
         return _hurt_within(name, content, random)
-    except (ValueError, struct.error, OSError, EOFError, zlib.error):  # hurt before
+    except (*NO_JSON, struct.error, OSError, EOFError, zlib.error):  # hurt before
         return damage_bytes.hurt(content, random)
 
 
