@@ -29,6 +29,7 @@ from gemma_train.data.document import (
 from gemma_train.data.images import archives
 from gemma_train.data.images.decoding import BadImage, check_size
 from gemma_train.data.recipe import ImageTextSource
+from gemma_train.data.records import lines
 from gemma_train.errors import require
 
 _SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm")
@@ -98,8 +99,8 @@ def _records(source: ImageTextSource, file: epath.Path) -> Records:
                 for number, row in enumerate(parquet.rows(stream, columns, together=_ROWS), 1):
                     yield number, lambda row=row: _row(row, source)
             case "jsonl":
-                lines = gzip.GzipFile(fileobj=stream) if file.suffix == ".gz" else stream
-                for number, line in enumerate(lines, 1):
+                content = gzip.GzipFile(fileobj=stream) if file.suffix == ".gz" else stream
+                for number, line in enumerate(lines(content), 1):
                     if line.strip():
                         yield number, lambda line=line: _content(line, file.parent, source)
 

@@ -18,6 +18,7 @@ from gemma_train.data import parquet
 from gemma_train.data.document import Document, Skipped, as_text, check_field
 from gemma_train.data.image_sources import image_documents
 from gemma_train.data.recipe import Source, TextSource
+from gemma_train.data.records import lines, read_at_most
 from gemma_train.errors import require
 
 _UNREADABLE = (*NO_JSON, OSError, EOFError, zlib.error)  # also UTF-8 and gzip errors
@@ -98,9 +99,9 @@ def _records(
             content = gzip.GzipFile(fileobj=stream) if file.suffix == ".gz" else stream
             match source.format:
                 case "text":
-                    yield 1, content.read()
+                    yield 1, content.read() if content is stream else read_at_most(content)
                 case "jsonl":
-                    for record, line in enumerate(content, 1):
+                    for record, line in enumerate(lines(content), 1):
                         if line.strip():
                             yield record, line
                 case "parquet":

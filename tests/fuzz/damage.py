@@ -8,6 +8,7 @@ import gzip
 import json
 import struct
 import zlib
+from functools import cache
 from random import Random
 
 from gemma_train.contents import NO_JSON
@@ -57,6 +58,8 @@ def _hurt_within(name: str, content: bytes, random: Random) -> bytes:
     if content.startswith(_PNG):
         return _sealed_png(damage_bytes.hurt(content, random))
     match name.rpartition(".")[2]:
+        case "gz" if random.random() < 0.05:
+            return content + _bomb()
         case "gz":
             inner = _hurt(name.removesuffix(".gz"), gzip.decompress(content), random)
             return gzip.compress(inner, mtime=0)
@@ -69,6 +72,12 @@ def _hurt_within(name: str, content: bytes, random: Random) -> bytes:
     if content.lstrip()[:1] in (b"{", b"["):
         return damage_json.hurt(content, random)
     return damage_bytes.hurt(content, random)
+
+
+@cache
+def _bomb() -> bytes:
+    """A megabyte and a half of gzip that holds a gigabyte and a half of one line."""
+    return gzip.compress(b"x" * (1 << 24), mtime=0) * 96
 
 
 def _hurt_header(content: bytes, random: Random) -> bytes:

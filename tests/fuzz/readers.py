@@ -161,7 +161,7 @@ def _read_result(folder: Path) -> None:
 
 
 def _read_pictures(folder: Path) -> None:
-    limits = ImageLimits(largest_pixels=10_000_000)
+    limits = ImageLimits()
     for file in sorted(folder.iterdir()):
         content = file.read_bytes() if file.is_file() else b""
         try:
