@@ -17,7 +17,7 @@ from weakref import finalize
 
 from etils import epath
 
-from gemma_train.errors import UserError, require
+from gemma_train.errors import Damaged, UserError, require
 
 _SCHEME = re.compile(r"\w+:/")
 _REACH_BUCKETS = ("gcsfs", "tensorflow")  # either is enough for epath
@@ -126,15 +126,26 @@ def check_size(file: epath.Path, size: int, cure: str) -> None:
 def check_sha256(file: epath.Path, expected: str, cure: str) -> None:
     """Read a file. Raises `UserError` unless it is there and has this SHA-256."""
     require(file.exists(), f"{str(file)!r} is missing: {cure}")
-    _compare(file, sha256(file), expected, cure)
+    with _no_folder(file, cure):
+        found = sha256(file)
+    _compare(file, found, expected, cure)
 
 
 def checked_bytes(file: epath.Path, expected: str, cure: str) -> bytes:
     """What a small file holds, read once. Raises `UserError` as `check_sha256` does."""
     require(file.exists(), f"{str(file)!r} is missing: {cure}")
-    content = file.read_bytes()
+    with _no_folder(file, cure):
+        content = file.read_bytes()
     _compare(file, hashlib.sha256(content).hexdigest(), expected, cure)
     return content
+
+
+@contextlib.contextmanager
+def _no_folder(file: epath.Path, cure: str) -> Iterator[None]:
+    try:
+        yield
+    except IsADirectoryError:
+        raise Damaged(f"{str(file)!r} is a folder, not a file: {cure}") from None
 
 
 def _compare(file: epath.Path, found: str, expected: str, cure: str) -> None:
