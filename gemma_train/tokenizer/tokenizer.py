@@ -51,6 +51,8 @@ class Tokenizer:
         self.vocabulary = len(proto.pieces)
         require(self.vocabulary > 0, f"{name!r} is not a SentencePiece model: it has no pieces")
         self._ids = {piece.piece: index for index, piece in enumerate(proto.pieces)}
+        garbled = any(isinstance(piece, bytes) for piece in self._ids)  # no UTF-8: left as it is
+        require(not garbled, f"{name!r} is not a SentencePiece model: a piece is no text")
         self.pad, self.eos, self.bos = map(self.id_of, (symbols.PAD, symbols.EOS, symbols.BOS))
         self._control = _pattern(proto)
 
