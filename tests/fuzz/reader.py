@@ -16,6 +16,7 @@ class Reader:
     name: str
     make: Callable[[Path], object]  # writes a whole sample into an empty folder, the same each time
     read: Callable[[Path], object]  # opens what is in the folder, and reads all of it
+    cost: int = 1  # it gets so many times fewer cases than others, for each takes so much longer
     seal: Callable[[Files], Files] = (
         dict  # makes checksums agree with the damage, so that it is met
     )

@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 from etils import epath
@@ -160,6 +161,12 @@ def _read_result(folder: Path) -> None:
     result(run, "done", HELD_OUT_LOSS)
 
 
+def _read_report(folder: Path) -> None:
+    """Without its curves, each of which takes a tenth of a second."""
+    with patch("gemma_train.metrics.report.draw", lambda curve: ""):
+        page(epath.Path(folder))
+
+
 def _read_pictures(folder: Path) -> None:
     limits = ImageLimits()
     for file in sorted(folder.iterdir()):
@@ -207,7 +214,8 @@ _READERS = (
     Reader(name="teacher record", make=_read_teacher, read=_read_teacher),
     Reader(name="metrics", make=models.metrics, read=recorder.read),
     Reader(name="sweep's result", make=models.figures, read=_read_result),
-    Reader(name="report", make=models.report, read=lambda f: page(epath.Path(f))),
+    Reader(name="report", make=models.report, read=_read_report),
+    Reader(name="drawn report", make=models.report, read=lambda f: page(epath.Path(f)), cost=10),
     Reader(name="tokenizer", make=data.tokenizer, read=_read_tokenizer),
     Reader(name="dataset", make=data.dataset, read=_read_dataset),
     Reader(
@@ -231,8 +239,8 @@ _READERS = (
         make=models.gguf,
         read=lambda f: gguf_file.described(epath.Path(f / "some.gguf")),
     ),
-    Reader(name="orbax arrays", make=models.arrays, read=_read_arrays),
-    Reader(name="gemma orbax", make=models.orbax, read=_read_checkpoint),
-    Reader(name="run folder", make=models.run, read=_read_checkpoint),
+    Reader(name="orbax arrays", make=models.arrays, read=_read_arrays, cost=10),
+    Reader(name="gemma orbax", make=models.orbax, read=_read_checkpoint, cost=10),
+    Reader(name="run folder", make=models.run, read=_read_checkpoint, cost=10),
 )
 READERS = {reader.name: reader for reader in _READERS}
