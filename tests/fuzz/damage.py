@@ -1,7 +1,7 @@
 """Damage to the files of a sample: one to three hurts, all drawn from one generator.
 
 A file is hurt as bytes, or as what it is: JSON, lines of it, a Python record, safetensors, gzip,
-PNG; or it is gone, empty, a folder, or another file of the sample.
+PNG; or it is gone, empty, a folder, another file of the sample, or there by another name as well.
 """
 
 import gzip
@@ -32,13 +32,18 @@ def damaged(sample: Files, random: Random) -> Files:
 
 
 def _misplace(name: str, files: Files, random: Random) -> None:
-    match random.choice(("gone", "empty", "folder", "swapped")):
+    match random.choice(("gone", "empty", "folder", "swapped", "copied")):
         case "gone":
             files.pop(name, None)
         case "empty":
             files[name] = b""
         case "folder":
             files[name] = None
+        case "copied" if name in files:
+            folder, slash, file = name.rpartition("/")
+            stem, dot, suffix = file.partition(".")
+            other = f"{stem[:-1]}{random.choice('x9 -\u00fc')}"
+            files[f"{folder}{slash}{other}{dot}{suffix}"] = files[name]
         case "swapped" if name in files:
             other = random.choice(sorted(files))
             files[name], files[other] = files[other], files[name]
