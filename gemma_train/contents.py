@@ -47,4 +47,4 @@ def read_object(file: epath.Path, cure: str) -> dict[str, Any]:
 
 
 def _integer(digits: str) -> int | float:
-    return int(digits) if len(digits) < 19 else float(digits)
+    return int(digits) if len(digits) < 20 else float(digits)
