@@ -229,7 +229,7 @@ def test_an_index_that_names_no_file_is_refused(folder, place):
 @pytest.mark.parametrize("file", ["config.json", INDEX])
 def test_junk_in_place_of_json_is_named(folder, file, content, why):
     (folder / file).write_bytes(content)
-    assert refusal_of(folder).startswith(f"folder/{file} {why}")
+    assert refusal_of(folder).startswith(f"'folder/{file}' {why}")
 
 
 @pytest.mark.parametrize("content", ["{}", '{"weight_map": {}}', '{"weight_map": ["a"]}'])

@@ -56,8 +56,8 @@ def _fault(error: UserError) -> str:
     if not 0 < len(message) <= LONGEST_MESSAGE:
         return f"a message of {len(message):,} characters: {message[:100]}"
     cause: BaseException | None = error
-    while cause is not None:  # a reader that catches everything hides these
-        if isinstance(cause, MemoryError) and "parse" not in str(cause):
+    while cause is not None:  # a reader that catches everything hides what it ran out of
+        if isinstance(cause, MemoryError) and "to parse" not in str(cause):  # of deep nesting
             return f"out of memory, told as: {message}"
         cause = cause.__cause__ or cause.__context__
     return ""
