@@ -7,7 +7,7 @@ src/models/gemma{,2,3}.cpp (loaders), src/llama-vocab.cpp (tokenizer).
 """
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from etils import epath
@@ -98,8 +98,17 @@ def described(file: epath.Path) -> list[str]:
         raise UserError(f"{str(file)!r} is not a whole GGUF file: {told}") from error
 
 
+class _Reader(GGUFReader):
+    """One that ends where the file does: gguf's own would count to whatever a length claims."""
+
+    def _get(self, offset: int, *what: Any, **how: Any) -> np.ndarray:
+        if offset >= len(self.data):
+            raise ValueError(f"it ends at byte {len(self.data):,}, within what it lists")
+        return super()._get(offset, *what, **how)
+
+
 def _described(file: epath.Path) -> list[str]:
-    reader = GGUFReader(file)
+    reader = _Reader(file)
     lines = [f"{file}: GGUF file", "", "metadata"]
     for name, field in reader.fields.items():
         if field.types[:1] != [GGUFValueType.ARRAY]:
