@@ -11,7 +11,7 @@ READY := $(VENV)/ready
 train bench: export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:$\
 	glibc.malloc.trim_threshold=8000000000:glibc.malloc.arena_max=1
 
-.PHONY: train test check format bench soak plan-all clean
+.PHONY: train test fuzz check format bench soak plan-all clean
 
 train: $(READY)  ## prepare text and images, pretrain a small Gemma 3 on them, sample, draw its curves
 	$(RUN)/gemma-train prepare data_recipes/quickstart.py
@@ -23,6 +23,9 @@ train: $(READY)  ## prepare text and images, pretrain a small Gemma 3 on them, s
 
 test: $(READY)  ## every test that needs no accelerator
 	$(RUN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not tpu"
+
+fuzz: $(READY)  ## every reader of files with 10,000 damaged inputs: half an hour
+	$(RUN)/python -m tests.fuzz
 
 check: $(READY)  ## format, lint and types
 	$(RUN)/ruff format --check .

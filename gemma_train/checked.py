@@ -5,6 +5,7 @@ other words, or not at all: a comparison with a choice that does not exist is fa
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import is_dataclass
 from functools import cache
 from types import NoneType, UnionType
@@ -12,6 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from gemma_train.errors import UserError
 
+_LARGEST = 2**63 - 1  # integer: nothing counts further, NumPy cannot
 _PLAIN = {int: "an integer", float: "a finite number", str: "a string", NoneType: "None"}
 
 
@@ -23,6 +25,17 @@ def check_fields(config: Any, name: str = "") -> None:
     """
     for field, kinds in _fields(type(config)).items():
         _check(getattr(config, field), kinds, f"{name}.{field}".lstrip("."))
+
+
+def check_values(config: type, values: Mapping[str, Any], name: str = "") -> None:
+    """The same of values that a config would be made of: from anywhere, they are looked at first.
+
+    Names that are no field are left to the config itself.
+    """
+    kinds = _fields(config)
+    for field, value in values.items():
+        if field in kinds:
+            _check(value, kinds[field], f"{name}.{field}".lstrip("."))
 
 
 @cache
@@ -54,8 +67,10 @@ def _fits(value: Any, kind: Any) -> bool:
         return any(type(value) is type(choice) and value == choice for choice in get_args(kind))
     if get_origin(kind) is tuple:
         return type(value) is tuple and _elements(kind, len(value)) is not None
-    if kind is float:
-        return type(value) is int or (type(value) is float and math.isfinite(value))
+    if kind is float and type(value) is float:
+        return math.isfinite(value)
+    if kind in (int, float) and type(value) is int:
+        return abs(value) <= _LARGEST
     return type(value) is kind
 
 
@@ -68,7 +83,11 @@ def _elements(kind: Any, length: int) -> tuple[Any, ...] | None:
 
 
 def _told(value: Any) -> str:
-    return f"the class {value.__name__} itself" if isinstance(value, type) else repr(value)
+    if isinstance(value, type):
+        return f"the class {value.__name__} itself"
+    if isinstance(value, int) and abs(value) > _LARGEST:  # Python may refuse to write it out
+        return f"an integer of {value.bit_length()} bits, more than 63"
+    return repr(value)
 
 
 def _advice(kinds: tuple[Any, ...]) -> str:

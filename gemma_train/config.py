@@ -15,7 +15,8 @@ from typing import Any, Literal
 from etils import epath
 
 from gemma_train import storage
-from gemma_train.checked import check_fields
+from gemma_train.checked import check_fields, check_values
+from gemma_train.contents import read_text
 from gemma_train.data.config import DataConfig, ImageRows, TokenSource
 from gemma_train.definition import load_definition
 from gemma_train.errors import UserError, require
@@ -171,6 +172,8 @@ EXAMPLE = RunConfig(
     steps=100_000,
 )
 
+_TOO_DEEP = (RecursionError, MemoryError)  # what Python's parser says of deep nesting
+
 _CONFIGS = {
     config.__name__: config
     for config in (
@@ -263,16 +266,18 @@ def read_model_record(file: epath.Path) -> GemmaConfig:
 
 
 def _read[Kind](file: epath.Path, kind: type[Kind]) -> Kind:
+    text = read_text(file, "put it back as it was written")
     try:
-        tree = ast.parse(file.read_text())
+        tree = ast.parse(text)
         values = [node.value for node in tree.body if isinstance(node, ast.Assign)]
         if not values:
             raise ValueError("it assigns nothing")
-        config = _evaluate(values[-1])
+        within = "model" if kind is GemmaConfig else ""
+        config = _evaluate(values[-1], within)
         if not isinstance(config, kind):
             raise ValueError(f"no {kind.__name__} in it")
-        check_fields(config, "model" if kind is GemmaConfig else "")
-    except (SyntaxError, UserError, ValueError, TypeError, IndexError, RecursionError) as error:
+        check_fields(config, within)
+    except (SyntaxError, UserError, ValueError, TypeError, IndexError, *_TOO_DEEP) as error:
         raise UserError(f"{file} is not the record of a {kind.__name__}: {error}") from error
     return config
 
@@ -301,12 +306,21 @@ def changed[Config](config: Config, values: Mapping[str, Any], within: str = "")
     return replace(config, **new)
 
 
-def _evaluate(node: ast.expr) -> Any:
-    """The value of a literal, a tuple, or a call of a config class with keywords."""
+def _evaluate(node: ast.expr, name: str) -> Any:
+    """The value of a literal, a tuple, or a call of a config class with keywords.
+
+    `name` is that of the field it is for.
+    """
     match node:
-        case ast.Call(func=ast.Name(id=name), args=[], keywords=keywords) if name in _CONFIGS:
-            return _CONFIGS[name](**{k.arg or "": _evaluate(k.value) for k in keywords})
+        case ast.Call(func=ast.Name(id=kind), args=[], keywords=keywords) if kind in _CONFIGS:
+            values = {
+                field: _evaluate(keyword.value, f"{name}.{field}".lstrip("."))
+                for keyword in keywords
+                for field in [keyword.arg or ""]
+            }
+            check_values(_CONFIGS[kind], values, name)
+            return _CONFIGS[kind](**values)
         case ast.Tuple(elts=elements):
-            return tuple(_evaluate(element) for element in elements)
+            return tuple(_evaluate(one, f"{name}[{i}]") for i, one in enumerate(elements))
         case _:
             return ast.literal_eval(node)

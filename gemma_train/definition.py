@@ -3,6 +3,7 @@
 import traceback
 
 from gemma_train import storage
+from gemma_train.contents import read_text
 from gemma_train.errors import UserError
 
 
@@ -15,15 +16,14 @@ def load_definition[Kind](
     naming file and line for whatever goes wrong in it.
     """
     what = what or name
-    try:
-        code = storage.existing(file, what).read_text()
-    except UnicodeDecodeError:
-        raise UserError(f"{what} {file!r} is no text: give a Python file") from None
+    code = read_text(storage.existing(file, what), "give a Python file")
     scope = {"__name__": name, "__file__": file}
     try:
         exec(compile(code, file, "exec"), scope)
     except SyntaxError as error:
         raise UserError(f"{what} {file!r}, line {error.lineno}: {error.msg}") from None
+    except MemoryError as error:  # what Python's parser says of deep nesting
+        raise UserError(f"{what} {file!r}: {error}") from None
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
         line = max((frame.lineno or 0 for frame in frames if frame.filename == file), default=0)

@@ -7,15 +7,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import ClassVar
 
+_LONGEST = 2_000  # characters of a message: what it tells of a file may be of any length
+
 
 class UserError(Exception):
     """A mistake that the user can mend: the same at every start.
 
     The message is one line: what is wrong (field, file or record), the value found, what would do.
-    The command line prints it without a traceback and exits with the error's code.
+    The command line prints it without a traceback and exits with the error's code. What it tells
+    of a file may be anything: it is made one line, and what a terminal would obey is told instead.
     """
 
     exit_code: ClassVar[int] = 2
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 class Damaged(UserError):
@@ -42,6 +48,23 @@ class Stalled(UserError):
     """Something gave no answer in time; another start may find it well."""
 
     exit_code = 5
+
+
+def one_line(text: str) -> str:
+    """The text as one line that can be printed, its middle left out where it is very long."""
+    if len(text) > _LONGEST:
+        left_out = len(text) - _LONGEST
+        half = _LONGEST // 2
+        text = f"{text[:half]} [... {left_out:,} characters ...] {text[-half:]}"
+    if text.isprintable():
+        return text
+    return "".join(map(_printable, text))
+
+
+def _printable(character: str) -> str:
+    if character.isprintable():
+        return character
+    return " " if character in "\n\r" else ascii(character)[1:-1]
 
 
 def require(condition: bool, message: str) -> None:

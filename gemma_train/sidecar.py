@@ -12,8 +12,9 @@ from etils import epath
 from gemma_train import storage
 from gemma_train.errors import UserError, require
 
-Count = Annotated[int, msgspec.Meta(ge=0)]
-Positive = Annotated[int, msgspec.Meta(ge=1)]
+_MOST = 2**63 - 1  # NumPy's largest integer
+Count = Annotated[int, msgspec.Meta(ge=0, le=_MOST)]
+Positive = Annotated[int, msgspec.Meta(ge=1, le=_MOST)]
 Name = Annotated[str, msgspec.Meta(min_length=1)]
 
 

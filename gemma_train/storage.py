@@ -232,7 +232,11 @@ def check_size(file: epath.Path, size: int, cure: str) -> None:
 def check_sha256(file: epath.Path, expected: str, cure: str) -> None:
     """Read a file. Raises `Damaged` unless it is there and has this SHA-256."""
     _check_there(file, cure)
-    _compare(file, sha256(file), expected, cure)
+    try:
+        found = sha256(file)
+    except OSError as error:
+        raise _unreadable(str(file), error, cure) from None
+    _compare(file, found, expected, cure)
 
 
 def checked_bytes(file: epath.Path, expected: str, cure: str) -> bytes:
@@ -290,6 +294,8 @@ class OpenFiles:
 
 
 def _unreadable(name: str, error: OSError, cure: str) -> UserError:
+    if error.errno in (errno.EISDIR, errno.ENOTDIR):
+        return Damaged(f"{name!r} is a folder, not a file: {cure}", name)
     told = f"{name!r} cannot be read ({error.strerror or error})"
     if error.errno in (errno.EIO, errno.ENOENT):
         return Damaged(f"{told}: {cure}", name)

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from gemma_train.errors import require
 
+MOST_LAYERS = 10_000  # of any model: each is told by its name
+
 
 @dataclass(frozen=True, kw_only=True)
 class VisionConfig:
@@ -21,6 +23,10 @@ class VisionConfig:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             require(value >= 1, f"vision.{name} is {value}: it must be at least 1")
+        require(
+            self.layers <= MOST_LAYERS,
+            f"vision.layers is {self.layers}: at most {MOST_LAYERS:,} are believed",
+        )
         require(
             self.side % self.patch == 0,
             f"vision.patch is {self.patch}: it must divide vision.side, {self.side}",

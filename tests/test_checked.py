@@ -70,6 +70,8 @@ def read(**values):
         ({"mesh": MeshConfig(topology=4)}, "mesh.topology is 4: give a string or None"),
         ({"mesh": MeshConfig(data=2.0)}, "mesh.data is 2.0: give an integer"),
         ({"steps": "5"}, "steps is '5': give an integer"),
+        ({"steps": 10**5_000}, "steps is an integer of 16610 bits, more than 63: give an integer"),
+        (taught(temperature=10**400), "loss.temperature is an integer of 1329 bits, more than 63"),
         ({"tensorboard": 1}, "tensorboard is 1: choose True or False"),
         (
             read(train=(TokenSource(path="x", taught="no"),)),

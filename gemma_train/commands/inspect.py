@@ -29,10 +29,11 @@ def run(arguments: InspectArguments) -> None:
         print("\n".join(gguf_file.described(storage.existing(arguments.path, "file"))))
         return
     start_runtime(MeshConfig())
-    print("\n".join(_described(open_weights(arguments.path, expected))))
+    print("\n".join(described(open_weights(arguments.path, expected))))
 
 
-def _described(weights: Weights) -> list[str]:
+def described(weights: Weights) -> list[str]:
+    """A model in lines to print: nothing of it is read but what it says of itself."""
     after = "" if weights.step is None else f" after {weights.step:,} steps"
     config = {field.name: getattr(weights.config, field.name) for field in fields(weights.config)}
     table = weights.tensors[EMBEDDING].size

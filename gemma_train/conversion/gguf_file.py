@@ -7,7 +7,7 @@ src/models/gemma{,2,3}.cpp (loaders), src/llama-vocab.cpp (tokenizer).
 """
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from etils import epath
@@ -92,9 +92,23 @@ def write(weights: Weights, file: epath.Path, advance: Advance) -> None:
 def described(file: epath.Path) -> list[str]:
     """A file's metadata, but for its vocabulary, and its tensors by dtype, as lines to print."""
     try:
-        reader = GGUFReader(file)
-    except (ValueError, OSError, IndexError) as error:
-        raise UserError(f"{str(file)!r} is not a whole GGUF file: {error}") from None
+        return _described(file)
+    except Exception as error:  # its reader takes for granted that a file is whole
+        told = str(error) or type(error).__name__
+        raise UserError(f"{str(file)!r} is not a whole GGUF file: {told}") from error
+
+
+class _Reader(GGUFReader):
+    """One that ends where the file does: gguf's own would count to whatever a length claims."""
+
+    def _get(self, offset: int, *what: Any, **how: Any) -> np.ndarray:
+        if offset >= len(self.data):
+            raise ValueError(f"it ends at byte {len(self.data):,}, within what it lists")
+        return super()._get(offset, *what, **how)
+
+
+def _described(file: epath.Path) -> list[str]:
+    reader = _Reader(file)
     lines = [f"{file}: GGUF file", "", "metadata"]
     for name, field in reader.fields.items():
         if field.types[:1] != [GGUFValueType.ARRAY]:

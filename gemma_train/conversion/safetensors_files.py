@@ -3,7 +3,6 @@
 Pickled weights (.bin, .pt) are never opened.
 """
 
-import json
 import shutil
 from typing import Any
 
@@ -11,6 +10,7 @@ from etils import epath
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from gemma_train.contents import read_object
 from gemma_train.conversion.tensors import DTYPES, Tensor, Tensors, parcels
 from gemma_train.conversion.tokenizer_files import dump
 from gemma_train.errors import UserError, require
@@ -109,9 +109,4 @@ def write(tensors: Tensors, folder: epath.Path, advance: Advance) -> None:
 
 def read_json(file: epath.Path) -> dict[str, Any]:
     """The object in a JSON file. Raises `UserError` for what is none."""
-    try:
-        found = json.loads(file.read_text())
-    except (ValueError, UnicodeDecodeError, RecursionError, OSError) as error:
-        raise UserError(f"{file} is not JSON: {error}") from None
-    require(isinstance(found, dict), f"{file} does not hold a JSON object")
-    return found
+    return read_object(file, "download the folder again")

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from etils import epath
 
+from gemma_train.errors import one_line
 from gemma_train.tokenizer.symbols import IMAGE_PLACEHOLDERS
 
 _EXAMPLES = 3  # that are kept of each kind
@@ -105,7 +106,7 @@ class Skipped:
 
     def _keep(self, number: int, where: str, reason: object) -> None:
         if number <= _EXAMPLES:
-            self.examples.append(f"{where}: {' '.join(str(reason).split())}")
+            self.examples.append(one_line(f"{where}: {' '.join(str(reason).split())}"))
 
 
 def check_field(name: str, present: Iterable[str]) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from etils import epath
 
+from gemma_train.contents import NO_JSON
 from gemma_train.data import parquet
 from gemma_train.data.document import (
     Document,
@@ -28,12 +29,13 @@ from gemma_train.data.document import (
 from gemma_train.data.images import archives
 from gemma_train.data.images.decoding import BadImage, check_size
 from gemma_train.data.recipe import ImageTextSource
+from gemma_train.data.records import lines
 from gemma_train.errors import require
 
 _SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm")
 _LARGEST_TEXT = 10_000_000  # bytes of a caption
 _ROWS = 16  # of a Parquet file in memory at a time
-_UNREADABLE = (ValueError, OSError, EOFError, zlib.error, lzma.LZMAError, *archives.UNREADABLE)
+_UNREADABLE = (*NO_JSON, OSError, EOFError, zlib.error, lzma.LZMAError, *archives.UNREADABLE)
 
 Parts = list[str | bytes]
 Records = Iterator[tuple[int | str, Callable[[], Parts]]]  # of each its place, and what reads it
@@ -97,8 +99,8 @@ def _records(source: ImageTextSource, file: epath.Path) -> Records:
                 for number, row in enumerate(parquet.rows(stream, columns, together=_ROWS), 1):
                     yield number, lambda row=row: _row(row, source)
             case "jsonl":
-                lines = gzip.GzipFile(fileobj=stream) if file.suffix == ".gz" else stream
-                for number, line in enumerate(lines, 1):
+                content = gzip.GzipFile(fileobj=stream) if file.suffix == ".gz" else stream
+                for number, line in enumerate(lines(content), 1):
                     if line.strip():
                         yield number, lambda line=line: _content(line, file.parent, source)
 

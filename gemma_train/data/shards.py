@@ -23,7 +23,7 @@ from etils import epath
 
 from gemma_train import sidecar, storage
 from gemma_train.data.blocks import CHECK, CheckedFile, RisingRecords, block_count
-from gemma_train.errors import require
+from gemma_train.errors import Damaged, require
 from gemma_train.sidecar import Count, Positive
 
 FORMAT_VERSION = 3
@@ -148,12 +148,14 @@ class TokenDataset:
             base, shard = self._starts[number], self._shard(number)
             first, last = max(0, start - base), min(stop, self._starts[number + 1]) - base
             tokens = np.frombuffer(shard.tokens.read(4 * first, 4 * last), TYPES[0])
-            offsets = shard.documents.between(first, last) + (base - start)
+            offsets = shard.documents.between(first, last)
             images = shard.images.between(first, last)
+            for places in (offsets, images["start"]):
+                self._check_places(places, first, last, number)
             if images.size:
                 images = images.copy()
                 images["start"] += base - start
-            parts.append((tokens, offsets, images))
+            parts.append((tokens, offsets + (base - start), images))
             number += 1
         if len(parts) == 1:
             return parts[0]
@@ -164,15 +166,31 @@ class TokenDataset:
         """int64: where every document starts in the stream, in rising order."""
         every = [np.zeros(0, np.int64)]
         for number, base in enumerate(self._starts[:-1]):
-            every.append(self._shard(number).documents.all() + base)
+            starts, tokens = self._shard(number).documents.all(), self._starts[number + 1] - base
+            self._check_places(starts, 0, tokens, number)
+            every.append(starts + base)
         return np.concatenate(every)
 
     def image_starts(self) -> np.ndarray:
         """int64: where the soft tokens of every image start in the stream, in rising order."""
         every = [np.zeros(0, np.int64)]
         for number, base in enumerate(self._starts[:-1]):
-            every.append(self._shard(number).images.all()["start"] + base)
+            starts = self._shard(number).images.all()["start"]
+            self._check_places(starts, 0, self._starts[number + 1] - base, number)
+            every.append(starts + base)
         return np.concatenate(every)
+
+    def _check_places(self, places: np.ndarray, first: int, stop: int, number: int) -> None:
+        """Raise `Damaged` unless places within a shard rise from `first` to below `stop`."""
+        if not places.size:
+            return
+        is_rising = bool((places[1:] > places[:-1]).all())
+        if not (is_rising and places[0] >= first and places[-1] < stop):
+            file = shard_files(storage.path(self.folder), number)[0]
+            raise Damaged(
+                f"what is told of documents or images of {str(file)!r} is no rising order of "
+                f"places from {first:,} to below {stop:,}: {_AGAIN}"
+            )
 
     def _shard(self, number: int) -> _OpenShard:
         if number not in self._shards:

@@ -13,13 +13,15 @@ from collections.abc import Iterable, Iterator
 from etils import epath
 
 from gemma_train import storage
+from gemma_train.contents import NO_JSON
 from gemma_train.data import parquet
 from gemma_train.data.document import Document, Skipped, as_text, check_field
 from gemma_train.data.image_sources import image_documents
 from gemma_train.data.recipe import Source, TextSource
+from gemma_train.data.records import lines, read_at_most
 from gemma_train.errors import require
 
-_UNREADABLE = (ValueError, OSError, EOFError, zlib.error)  # also JSON, UTF-8 and gzip errors
+_UNREADABLE = (*NO_JSON, OSError, EOFError, zlib.error)  # also UTF-8 and gzip errors
 _COMPRESSION = 4  # gzip and Parquet, roughly
 _CAPTION_BYTES = 100  # of text with an image, roughly
 _IMAGE_BYTES = 50_000  # of an image in an archive, roughly
@@ -76,7 +78,7 @@ def _text_documents(
             try:
                 text = _text(raw, source)
                 size = len(text.encode())
-            except ValueError as reason:
+            except NO_JSON as reason:
                 skipped.add(file, record, reason)
                 continue
             if len(text) < source.minimum_characters:
@@ -97,9 +99,9 @@ def _records(
             content = gzip.GzipFile(fileobj=stream) if file.suffix == ".gz" else stream
             match source.format:
                 case "text":
-                    yield 1, content.read()
+                    yield 1, content.read() if content is stream else read_at_most(content)
                 case "jsonl":
-                    for record, line in enumerate(content, 1):
+                    for record, line in enumerate(lines(content), 1):
                         if line.strip():
                             yield record, line
                 case "parquet":

@@ -8,6 +8,7 @@ from etils import epath
 
 from gemma_train import storage
 from gemma_train.errors import UserError
+from gemma_train.storage import read_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,8 @@ def write(file: epath.Path, captions: Sequence[Caption]) -> None:
 
 def read(file: epath.Path) -> list[Caption]:
     """What `write` wrote. Raises `UserError` for anything else."""
+    content = read_bytes(file, "mend or delete it")
     try:
-        return msgspec.json.decode(file.read_bytes(), type=list[Caption])
+        return msgspec.json.decode(content, type=list[Caption])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{file} holds no captions ({error}): mend or delete it") from None

@@ -9,22 +9,32 @@ import math
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self
+from typing import Annotated, Any, Literal, Protocol, Self
 
+import msgspec
 from etils import epath
 
 from gemma_train import storage
 from gemma_train.errors import UserError
 from gemma_train.metrics import goodput
 from gemma_train.run_files import METRICS, TENSORBOARD
+from gemma_train.storage import read_bytes
 
 # Object stores cannot append: there the file is rewritten whole, at most this often.
 REWRITE_SECONDS = 60.0
-# What every line has, and of which type.
-ALWAYS = {"step": int, "time": int | float, "kind": str}
 NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 Kind = Literal["train", "evaluation", "event", "goodput"]
+_Integer = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+_LINES = msgspec.json.Decoder(dict[str, bool | _Integer | float | str])
+
+
+class _Always(msgspec.Struct):
+    """What every line has."""
+
+    step: Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+    time: Annotated[float, msgspec.Meta(ge=0, le=1e11)]  # seconds since 1970, for 3,000 years
+    kind: str
 
 
 class Recorder:
@@ -123,7 +133,7 @@ def read(folder: str | epath.Path) -> list[dict[str, Any]]:
     file = storage.path(str(folder)) / METRICS
     if not file.exists():
         raise UserError(f"{folder} holds no {METRICS}: name the folder of a run that has started")
-    *whole, rest = file.read_bytes().split(b"\n")
+    *whole, rest = read_bytes(file, "name the folder of a run").split(b"\n")
     lines = [_decode(line, f"{file} line {number}") for number, line in enumerate(whole, 1)]
     try:
         # Nothing, half a line, or a whole one that lost only its line end.
@@ -151,14 +161,13 @@ def _encode(line: dict[str, Any]) -> str:
 
 def _decode(text: bytes, place: str) -> dict[str, Any]:
     try:
-        line = json.loads(text)
-    except ValueError:
-        line = None
-    if not isinstance(line, dict) or not all(
-        isinstance(line.get(name), kind) for name, kind in ALWAYS.items()
-    ):
+        line = _LINES.decode(text)
+        msgspec.convert(line, _Always)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         found = text[:40].decode(errors="replace")
-        raise UserError(f"{place} is not a record of metrics: {found!r}; delete that line")
+        raise UserError(
+            f"{place} is not a record of metrics: {found!r}; delete that line"
+        ) from None
     return {
         name: NON_FINITE.get(value, value) if isinstance(value, str) else value
         for name, value in line.items()

@@ -1,6 +1,5 @@
 """A run as one web page that needs nothing beside itself: figures, curves, sample, config."""
 
-import json
 import math
 import time
 from dataclasses import replace
@@ -11,13 +10,15 @@ import numpy as np
 from etils import epath
 
 from gemma_train import run_files
-from gemma_train.errors import UserError, require
+from gemma_train.contents import read_object, read_text
+from gemma_train.errors import require
 from gemma_train.metrics import captions, recorder
 from gemma_train.metrics.curves import Curve, Series, draw
 from gemma_train.metrics.goodput import LEAST_SHARE, Goodput, percent
 from gemma_train.metrics.wording import count, duration, longest_unit, scientific
 
 TEMPLATE = "report.html.jinja"
+MEND = "mend or delete it"
 
 Line = dict[str, Any]
 
@@ -53,14 +54,7 @@ def page(run: epath.Path) -> str:
 
 
 def _summary(file: epath.Path) -> Line:
-    if not file.exists():
-        return {}
-    try:
-        summary = json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file} is not JSON ({error}): mend or delete it") from None
-    require(isinstance(summary, dict), f"{file} is not a JSON object of figures: mend or delete it")
-    return summary
+    return read_object(file, MEND) if file.exists() else {}
 
 
 def _captions(file: epath.Path) -> list[captions.Caption]:
@@ -69,7 +63,7 @@ def _captions(file: epath.Path) -> list[captions.Caption]:
 
 
 def _text(file: epath.Path) -> str | None:
-    return file.read_text() if file.exists() else None
+    return read_text(file, MEND) if file.exists() else None
 
 
 def _series(lines: list[Line], name: str, kind: str = "train") -> tuple[Series, int]:

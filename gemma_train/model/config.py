@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gemma_train.errors import require
-from gemma_train.vision import VisionConfig
+from gemma_train.vision import MOST_LAYERS, VisionConfig
 
 Kind = Literal["local", "global"]
 
@@ -37,6 +37,10 @@ class GemmaConfig:
     vision: VisionConfig | None = None  # of the frozen encoder; None sees no images (Gemma 1, 2)
 
     def __post_init__(self) -> None:
+        require(
+            self.layers <= MOST_LAYERS,
+            f"model.layers is {self.layers}: at most {MOST_LAYERS:,} are believed",
+        )
         for name in ("vocabulary", "width", "layers", "query_heads", "key_value_heads", "hidden"):
             value = getattr(self, name)
             require(value >= 1, f"model.{name} is {value}: it must be at least 1")

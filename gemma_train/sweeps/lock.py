@@ -38,7 +38,7 @@ def alone(folder: str) -> Iterator[Lock]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            numbers = file.read_text().split()
+            numbers = file.read_text(errors="replace").split()
             raise UserError(
                 f"folder {folder!r} is being worked on by process {' and '.join(numbers)}, a sweep "
                 "and its run: let them end, or end them, then run this again"

@@ -1,12 +1,11 @@
 """What a sweep found: a result for each run, and statistics over the seeds of a group."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from gemma_train import storage
-from gemma_train.errors import UserError
+from gemma_train.contents import read_object
 from gemma_train.metrics import recorder
 from gemma_train.metrics.interval import Mean
 from gemma_train.run_files import METRICS, SUMMARY
@@ -66,13 +65,7 @@ def result(run: Run, state: State, metric: str) -> Result:
 def summary(run: Run) -> dict[str, Any]:
     """The figures that a finished run left."""
     file = storage.path(run.config.folder) / SUMMARY
-    try:
-        figures = json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file} is not JSON ({error}): mend it, or remove that run") from None
-    if not isinstance(figures, dict):
-        raise UserError(f"{file} is no JSON object of figures: mend it, or remove that run")
-    return figures
+    return read_object(file, "mend it, or remove that run")
 
 
 def groups(results: Sequence[Result], baseline: str | None) -> list[Group]:

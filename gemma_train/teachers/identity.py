@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
 
+import msgspec
 from etils import epath
 
 from gemma_train import storage
@@ -19,6 +20,7 @@ from gemma_train.errors import UserError, require
 from gemma_train.mesh import is_leader
 from gemma_train.model.flops import parameter_count
 from gemma_train.run_files import CHECKPOINTS, TEACHER
+from gemma_train.storage import read_bytes
 from gemma_train.teachers.online import online
 
 ENDS = 1 << 16  # bytes of each end of a file that are read
@@ -108,12 +110,11 @@ def _check_same(config: RunConfig, there: Identity, here: Identity) -> None:
 
 
 def _read(file: epath.Path) -> Identity:
+    cure = "remove it to go on with the teacher that is there"
     try:
-        return Identity(**json.loads(file.read_text()))
-    except (ValueError, TypeError) as error:
-        raise UserError(
-            f"{str(file)!r} is garbled ({error}): remove it to go on with the teacher that is there"
-        ) from None
+        return msgspec.json.decode(read_bytes(file, cure), type=Identity)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{str(file)!r} is garbled ({error}): {cure}") from None
 
 
 def _ends(file: epath.Path) -> bytes:

@@ -129,7 +129,7 @@ def _sum(config: RunConfig, say: Callable[[str], None], compares: bool) -> str:
     weights = open_teacher(with_teacher_online(config))
     assert weights is not None
     kept, files = folder / SUM, _stamp(weights)
-    line = kept.read_bytes().decode(errors="replace").split() if kept.exists() else []
+    line = kept.read_bytes().decode(errors="replace").split() if kept.is_file() else []
     if line[:1] == [files] and len(line) == 2:
         return line[1]
     size = sum(tensor.bytes for tensor in weights.parameters.values())

@@ -18,6 +18,7 @@ from sentencepiece import sentencepiece_model_pb2
 
 from gemma_train import storage
 from gemma_train.errors import UserError, require
+from gemma_train.storage import read_bytes
 from gemma_train.tokenizer import symbols
 
 
@@ -45,18 +46,20 @@ class Tokenizer:
         try:
             proto = sentencepiece_model_pb2.ModelProto.FromString(model)
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except (DecodeError, RuntimeError):
+        except (DecodeError, RuntimeError, ValueError):
             raise UserError(f"{name!r} is not a SentencePiece model") from None
         self.vocabulary = len(proto.pieces)
         require(self.vocabulary > 0, f"{name!r} is not a SentencePiece model: it has no pieces")
         self._ids = {piece.piece: index for index, piece in enumerate(proto.pieces)}
+        garbled = any(isinstance(piece, bytes) for piece in self._ids)  # no UTF-8: left as it is
+        require(not garbled, f"{name!r} is not a SentencePiece model: a piece is no text")
         self.pad, self.eos, self.bos = map(self.id_of, (symbols.PAD, symbols.EOS, symbols.BOS))
         self._control = _pattern(proto)
 
     @classmethod
     def load(cls, path: str) -> "Tokenizer":
         """Read a .model file, local or gs://. Raises `UserError` when missing or not a model."""
-        return cls(storage.existing(path, "tokenizer").read_bytes(), path)
+        return cls(read_bytes(storage.existing(path, "tokenizer"), "name another"), path)
 
     def id_of(self, piece: str) -> int:
         """The id of a piece such as `<end_of_turn>`. Raises `UserError` when there is none."""

@@ -40,7 +40,8 @@ def _words(halves: np.ndarray) -> str:
 @jax.jit
 def _of_leaf(leaf: jax.Array, number: int) -> Any:
     """uint32 [2]."""
-    return auto_axes(_sums, out_sharding=PartitionSpec())(leaf, number)
+    sums: Any = auto_axes(_sums, out_sharding=PartitionSpec())
+    return sums(leaf, number)
 
 
 @jax.jit

@@ -224,12 +224,12 @@ def test_an_index_that_names_no_file_is_refused(folder, place):
 
 @pytest.mark.parametrize(
     ("content", "why"),
-    [(b"{", "is not JSON: "), (b"\xff\xfe", "is not JSON: "), (b"[1]", "does not hold a JSON obj")],
+    [(b"{", "is not JSON ("), (b"\xff\xfe", "is no text of UTF-8"), (b"[1]", "holds no JSON obj")],
 )
 @pytest.mark.parametrize("file", ["config.json", INDEX])
 def test_junk_in_place_of_json_is_named(folder, file, content, why):
     (folder / file).write_bytes(content)
-    assert refusal_of(folder).startswith(f"folder/{file} {why}")
+    assert refusal_of(folder).startswith(f"'folder/{file}' {why}")
 
 
 @pytest.mark.parametrize("content", ["{}", '{"weight_map": {}}', '{"weight_map": ["a"]}'])

@@ -123,6 +123,19 @@ def test_verification_finds_a_single_flipped_bit(folder, tmp_path):
         verify(folder)
 
 
+@pytest.mark.parametrize("places", [[0, 2**60], [0, 10, 5, 20]], ids=str)
+def test_documents_that_do_not_follow_each_other_are_refused(folder, tmp_path, places):
+    file = tmp_path / "made/tokens-00000.offsets"
+    offsets = np.fromfile(file, "<i8")
+    offsets[: len(places)] = places
+    offsets.tofile(file)
+    dataset = TokenDataset(folder)
+    with pytest.raises(UserError, match="tokens-00000"):
+        dataset.document_starts()
+    with pytest.raises(UserError, match="tokens-00000"):
+        dataset.read(0, 100)
+
+
 def test_another_tokenizer_is_refused_with_both_checksums(folder, tokenizer):
     description = read_description(folder)
     check_tokenizer(folder, description, tokenizer.name, tokenizer.sha256)

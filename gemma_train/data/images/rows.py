@@ -10,7 +10,7 @@ import numpy as np
 from gemma_train.data.example import Row
 from gemma_train.data.images.store import EmbeddingStore
 from gemma_train.data.shards import IMAGE, ImageSpan, TokenDataset
-from gemma_train.errors import UserError, require
+from gemma_train.errors import Damaged, UserError, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +43,12 @@ class RowImages:
             f"{span.length}: make it longer",
         )
         spans = dataset.image_starts() - span.before
+        ends = np.concatenate([[0], spans + span.length])
+        if (np.append(spans, len(dataset)) < ends).any():
+            raise Damaged(
+                f"dataset {dataset.folder!r} is damaged: its images do not stand one after the "
+                "other: remove its folder and run gemma-train prepare again"
+            )
         return row_starts(len(dataset), spans, span, length=length, per_row=self.per_row)
 
     def fill(self, images: np.ndarray, row: Row, present: int) -> None:

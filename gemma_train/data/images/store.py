@@ -10,6 +10,7 @@ one read at a known place. A shard is whole or absent: its keys are written last
 """
 
 import os
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ SIDECAR = "store.json"
 DTYPE = np.dtype(ml_dtypes.bfloat16)
 KEY = np.dtype([("image", "S32"), ("checksum", "<u4")])  # packed: 36 bytes
 AGAIN = "remove it and run gemma-train embed again"
+_SHARD = re.compile(r"embeddings-([0-9]{5,})\.keys")
 _LOST = "restore it from a copy"
 
 
@@ -99,8 +101,8 @@ def write_shard(folder: str, number: int, head: Head, images: Sequence[bytes], x
 
 def finished_shards(folder: str) -> list[int]:
     """The numbers of the whole shards. One that was removed is a gap, which the next one fills."""
-    found = storage.path(folder).glob("embeddings-*.keys")
-    return sorted(int(file.stem.removeprefix("embeddings-")) for file in found)
+    names = (file.name for file in storage.path(folder).glob("embeddings-*.keys"))
+    return sorted(int(match[1]) for match in map(_SHARD.fullmatch, names) if match)
 
 
 class EmbeddingStore:

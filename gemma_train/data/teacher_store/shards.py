@@ -186,7 +186,14 @@ def read_rows(folder: str, number: int, shard: TargetShard, *, cure: str = _LOST
         f"{str(file)!r} has {len(content):,} bytes, {shard.rows:,} rows would take "
         f"{shard.rows * _ENTRY * _INDEX.itemsize:,}: {cure}",
     )
-    return np.frombuffer(content, _INDEX).reshape(shard.rows, _ENTRY)
+    rows = np.frombuffer(content, _INDEX).reshape(shard.rows, _ENTRY)
+    known, sizes = rows[:, :2], np.diff(rows[:, 2], prepend=0)
+    require(
+        bool(((known >= 0) & (known < _MOST_ROWS)).all() and (sizes >= 0).all())
+        and int(rows[-1:, 2].sum()) == shard.bytes,
+        f"{str(file)!r} does not say where the records of {shard.bytes:,} bytes end: {cure}",
+    )
+    return rows
 
 
 def row_keys(rows: np.ndarray) -> np.ndarray:

@@ -180,7 +180,7 @@ def test_counts_that_were_edited_by_hand_are_named(config, tmp_path, field, valu
     plan = planned(config, tmp_path / "store", 10)
     write(plan, config)
     sidecar, note = (tmp_path / "store" / name for name in ("teacher.json", "targets-00000.json"))
-    accepted = field == "tokens" and value in (5, 10**30) and value is not True
+    accepted = field == "tokens" and value == 5
     accepted = accepted or (field == "rows_sha256" and value == plan.finished()[0].rows_sha256)
     for file, read in (
         (note, plan.finished),
