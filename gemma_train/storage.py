@@ -297,7 +297,9 @@ def _unreadable(name: str, error: OSError, cure: str) -> UserError:
     if error.errno in (errno.EISDIR, errno.ENOTDIR):
         return Damaged(f"{name!r} is a folder, not a file: {cure}", name)
     told = f"{name!r} cannot be read ({error.strerror or error})"
-    if error.errno in (errno.EIO, errno.ENOENT):
+    if error.errno == errno.ENOENT:
+        return Damaged(f"{name!r} is missing: {cure}", name)
+    if error.errno == errno.EIO:
         return Damaged(f"{told}: {cure}", name)
     if is_transient(error):
         return Stalled(f"{told}, {_TRIES} times: start again when its disk or network is well")

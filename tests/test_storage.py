@@ -244,7 +244,7 @@ def test_a_stale_descriptor_is_opened_anew(tmp_path, waits, monkeypatch):
     ("number", "kind", "told"),
     [
         (errno.EIO, Damaged, "'FILE' cannot be read (Input/output error): mend it"),
-        (errno.ENOENT, Damaged, "'FILE' cannot be read (No such file or directory): mend it"),
+        (errno.ENOENT, Damaged, "'FILE' is missing: mend it"),
         (
             errno.ESTALE,
             Stalled,

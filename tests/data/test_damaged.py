@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from etils import epath
 
-from gemma_train.config import RESUMABLE_CHANGES
 from gemma_train.data.config import DataConfig, ImageRows, TokenSource
 from gemma_train.data.example import Batch
 from gemma_train.data.images.store import DTYPE, Head, image_key, write_head, write_shard
@@ -17,6 +16,7 @@ from gemma_train.data.shards import ImageSpan, TokenDataset
 from gemma_train.data.streams import training_rows
 from gemma_train.data.teacher_store.reading import TeacherStore
 from gemma_train.data.token_writer import TokenWriter
+from gemma_train.drift import RESUMABLE_CHANGES
 from gemma_train.errors import Damaged, UserError
 from tests.data.conftest import assert_equal, take
 from tests.data.teacher_store.made import CODEC, planned, write

@@ -3,7 +3,6 @@
 Programs of the user's own (configs, recipes, sweeps) are no samples: they are executed.
 """
 
-import json
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -12,6 +11,8 @@ from unittest.mock import patch
 import numpy as np
 from etils import epath
 
+from gemma_train.checkpoints.folder import CheckpointFolder
+from gemma_train.checkpoints.seal import damage
 from gemma_train.commands import inspect
 from gemma_train.config import EXAMPLE, Online, read_model_record, read_record
 from gemma_train.conversion import (
@@ -47,7 +48,8 @@ from gemma_train.tokenizer.tokenizer import Tokenizer
 from tests.data.teacher_store.made import CODEC, LENGTH, ORIGIN
 from tests.fuzz import samples_of_data as data
 from tests.fuzz import samples_of_models as models
-from tests.fuzz.reader import Files, Reader
+from tests.fuzz import seals
+from tests.fuzz.reader import Reader
 
 
 def _read_weights(folder: Path) -> None:
@@ -60,6 +62,17 @@ def _read_weights(folder: Path) -> None:
 def _read_checkpoint(folder: Path) -> None:
     """All but its arrays, each of which takes Orbax some 20 ms: `orbax arrays` reads those."""
     inspect.described(open_weights(str(folder)))
+
+
+def _read_sealed(folder: Path) -> None:
+    """What `checkpoint verify` and a resumption look at."""
+    checkpoints, heard = CheckpointFolder(str(folder)), []
+    for step in checkpoints.steps:
+        heard.append(damage(checkpoints.checkpoint(step)))
+        heard.append(damage(checkpoints.checkpoint(step), slice(0)))
+    newest = checkpoints.newest_whole(heard.append)
+    assert not any("\n" in line for line in heard), heard
+    require(newest is not None, "no checkpoint")
 
 
 def _read_arrays(folder: Path) -> None:
@@ -131,25 +144,6 @@ def _read_targets(folder: Path) -> None:
     teacher_shards.verify(name)
 
 
-def _sealed_targets(files: Files) -> Files:
-    """Counts and checksums of the shards that are there, as the sidecar and the notes tell them."""
-    files = dict(files)
-    for name in ("teacher.json", "targets-00000.json", "targets-00001.json"):
-        try:
-            record = json.loads(files[f"store/{name}"] or b"")
-            notes = record["shards"] if "shards" in record else [record["shard"]]
-            first = 0 if "shards" in record else int(name[8:13])
-            for number, shard in enumerate(notes, first):
-                rows, targets = (files[f"store/targets-{number:05d}.{s}"] for s in ("rows", "bin"))
-                shard["rows"], shard["bytes"] = len(rows or b"") // 24, len(targets or b"")
-                shard["rows_sha256"] = sha256(rows or b"").hexdigest()
-                shard["targets_sha256"] = sha256(targets or b"").hexdigest()
-            files[f"store/{name}"] = json.dumps(record).encode()
-        except (KeyError, ValueError, TypeError, RecursionError):
-            continue
-    return files
-
-
 def _read_teacher(folder: Path) -> None:
     run = replace(EXAMPLE, folder=str(folder), loss=Distillation(teacher=Online(weights="large")))
     weights = Weights(source=str(folder), format="hf", config=run.model, tensors={})
@@ -217,11 +211,14 @@ _READERS = (
     Reader(name="report", make=models.report, read=_read_report),
     Reader(name="drawn report", make=models.report, read=lambda f: page(epath.Path(f)), cost=10),
     Reader(name="tokenizer", make=data.tokenizer, read=_read_tokenizer),
-    Reader(name="dataset", make=data.dataset, read=_read_dataset),
+    Reader(name="dataset", make=data.dataset, read=_read_dataset, seal=seals.dataset),
     Reader(
-        name="dataset with images", make=data.dataset_with_images, read=_read_dataset_with_images
+        name="dataset with images",
+        make=data.dataset_with_images,
+        read=_read_dataset_with_images,
+        seal=seals.dataset,
     ),
-    Reader(name="teacher store", make=data.teacher_store, read=_read_targets, seal=_sealed_targets),
+    Reader(name="teacher store", make=data.teacher_store, read=_read_targets, seal=seals.targets),
     Reader(name="image store", make=data.image_store, read=_read_images),
     Reader(name="pictures", make=data.pictures, read=_read_pictures),
     Reader(name="texts", make=data.texts, read=_texts("text", "*.txt*")),
@@ -241,6 +238,9 @@ _READERS = (
     ),
     Reader(name="orbax arrays", make=models.arrays, read=_read_arrays, cost=10),
     Reader(name="gemma orbax", make=models.orbax, read=_read_checkpoint, cost=10),
-    Reader(name="run folder", make=models.run, read=_read_checkpoint, cost=10),
+    Reader(
+        name="run folder", make=models.run, read=_read_checkpoint, cost=10, seal=seals.checkpoint
+    ),
+    Reader(name="sealed checkpoints", make=models.sealed, read=_read_sealed, seal=seals.checkpoint),
 )
 READERS = {reader.name: reader for reader in _READERS}

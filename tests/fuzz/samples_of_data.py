@@ -15,8 +15,9 @@ from sentencepiece import sentencepiece_model_pb2
 
 from gemma_train.data.images.store import Head, image_key, write_head, write_shard
 from gemma_train.data.rows import Rows
-from gemma_train.data.shards import ImageSpan, SourceCounts, TokenDataset, TokenWriter
+from gemma_train.data.shards import ImageSpan, SourceCounts, TokenDataset
 from gemma_train.data.teacher_store import shards as teacher_shards
+from gemma_train.data.token_writer import TokenWriter
 from gemma_train.tokenizer.tokenizer import Tokenizer
 from tests.data.teacher_store.made import CODEC, LENGTH, ORIGIN, made_targets
 

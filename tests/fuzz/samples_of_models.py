@@ -9,6 +9,7 @@ from etils import epath
 from safetensors.numpy import load_file, save_file
 
 from gemma_train import config as configs
+from gemma_train.checkpoints.seal import seal
 from gemma_train.config import (
     DataConfig,
     Distillation,
@@ -32,7 +33,7 @@ from gemma_train.conversion import (
 )
 from gemma_train.conversion.names import parameters
 from gemma_train.conversion.tensors import Tensor, Tensors, Weights
-from gemma_train.run_files import CAPTIONS, METRICS, RECORD, SAMPLE, SUMMARY
+from gemma_train.run_files import CAPTIONS, CHECKPOINTS, METRICS, RECORD, SAMPLE, SUMMARY
 from tests.fuzz.samples_of_data import HEAD, tokenizer
 
 VISION = VisionConfig(side=12, patch=3, width=6, layers=1, heads=2, hidden=5, tokens=4)
@@ -191,3 +192,14 @@ def _in_memory(array: np.ndarray) -> Tensor:
 
 def _silent(count: int) -> None:
     """Nobody is told how far the writing is."""
+
+
+def sealed(folder: Path) -> None:
+    """Two checkpoints' worth of files, sealed by two processes; Orbax reads none of them."""
+    for step in (3, 12):
+        place = folder / CHECKPOINTS / str(step)
+        for name in ("_CHECKPOINT_METADATA", "state/d/a", "state/ocdbt.process_1/d/b"):
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            (place / name).write_bytes(name.encode() * step)
+        for process in (0, 1):
+            seal(epath.Path(place), process, 2)
