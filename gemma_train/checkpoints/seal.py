@@ -66,9 +66,8 @@ def contents(checkpoint: epath.Path) -> list[SealedFile]:
     if not names:
         raise Damaged(f"{str(checkpoint)!r} has no seal")
     seals = [sidecar.read(checkpoint / name, Seal, FORMAT_VERSION, _CURE) for name in sorted(names)]
-    processes = seals[0].processes
     if [(one.process, one.processes) for one in seals] != [
-        (number, processes) for number in range(processes)
+        (number, len(seals)) for number in range(len(seals))
     ]:
         raise Damaged(f"{str(checkpoint)!r} has seals {', '.join(sorted(names))}: one is missing")
     sealed = [file for one in seals for file in one.files]
