@@ -73,10 +73,12 @@ def judged(
         leaps |= _leaps(norm, guard.norm_mean, guard.norm_variance, config.spike_deviations)
         good &= ~(leaps & (guard.seen >= _SEEN))
     weight = 1.0 / jnp.minimum(guard.seen + 1, 1.0 / (1.0 - _MEMORY))  # of this step: 1, 1/2, ...
+    some = gradient_norm > 0.0  # rows without a token have no loss, and tell nothing
+    weight = jnp.where(some, weight, 0.0)
     loss_mean, loss_variance = _moved(guard.loss_mean, guard.loss_variance, loss, weight)
     norm_mean, norm_variance = _moved(guard.norm_mean, guard.norm_variance, norm, weight)
     moved = Guard(
-        seen=guard.seen + 1,
+        seen=guard.seen + some,
         loss_mean=loss_mean,
         loss_variance=loss_variance,
         norm_mean=norm_mean,

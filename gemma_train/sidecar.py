@@ -10,7 +10,7 @@ import msgspec
 from etils import epath
 
 from gemma_train import storage
-from gemma_train.errors import UserError, require
+from gemma_train.errors import Damaged, require
 
 _MOST = 2**63 - 1  # NumPy's largest integer
 Count = Annotated[int, msgspec.Meta(ge=0, le=_MOST)]
@@ -29,7 +29,7 @@ def write(file: epath.Path, record: Any, version: int) -> None:
 
 
 def read[Record](file: epath.Path, kind: type[Record], version: int, cure: str) -> Record:
-    """What `write` wrote. Raises `UserError` for another version, and for whatever is garbled.
+    """What `write` wrote. Raises `UserError` for another version, `Damaged` for what is garbled.
 
     `cure` says what would do: 'remove that file and ...'.
     """
@@ -42,4 +42,4 @@ def read[Record](file: epath.Path, kind: type[Record], version: int, cure: str) 
         )
         return msgspec.json.decode(content, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{str(file)!r} is garbled ({error}): {cure}") from None
+        raise Damaged(f"{str(file)!r} is garbled ({error}): {cure}") from None

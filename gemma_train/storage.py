@@ -31,7 +31,7 @@ _ABANDONED_SECONDS = 3600
 _MOST_OPEN = 64  # files of one `OpenFiles`
 _TRIES = 5  # of `patiently`, about 40 seconds in all
 _FIRST_WAIT_SECONDS = 1.0  # before the second; three times as long before each that follows
-_BUCKET_LIBRARIES = ("gcsfs", "aiohttp", "google")
+BUCKET_LIBRARIES = ("gcsfs", "aiohttp", "google")
 _BUSY = (408, 425, 429)  # statuses of HTTP that ask for another try, as do 500 and above
 _MOMENTARY = {
     errno.EIO,
@@ -97,7 +97,7 @@ def is_transient(error: BaseException) -> bool:
 
     Not where a file is missing, may not be read, or has no room: that stays so.
     """
-    if type(error).__module__.partition(".")[0] in _BUCKET_LIBRARIES:
+    if type(error).__module__.partition(".")[0] in BUCKET_LIBRARIES:
         status = str(getattr(error, "code", getattr(error, "status", "")))
         if status.isdecimal():
             return int(status) >= 500 or int(status) in _BUSY
@@ -178,7 +178,7 @@ def read_bytes(file: epath.Path, cure: str) -> bytes:
     try:
         return patiently(file.read_bytes)
     except OSError as error:
-        raise _unreadable(str(file), error, cure) from None
+        raise unreadable(str(file), error, cure) from None
 
 
 def remove_abandoned(folder: epath.Path) -> None:
@@ -235,7 +235,7 @@ def check_sha256(file: epath.Path, expected: str, cure: str) -> None:
     try:
         found = sha256(file)
     except OSError as error:
-        raise _unreadable(str(file), error, cure) from None
+        raise unreadable(str(file), error, cure) from None
     _compare(file, found, expected, cure)
 
 
@@ -282,7 +282,7 @@ class OpenFiles:
         try:
             return patiently(lambda: self._read(name, start, size))
         except OSError as error:
-            raise _unreadable(name, error, cure) from None
+            raise unreadable(name, error, cure) from None
 
     def _read(self, name: str, start: int, size: int) -> bytes:
         file = self._opened(name)  # held while it is read: another thread may push it out
@@ -293,7 +293,8 @@ class OpenFiles:
             raise
 
 
-def _unreadable(name: str, error: OSError, cure: str) -> UserError:
+def unreadable(name: str, error: OSError, cure: str) -> UserError:
+    """What a reader is to be told: `Damaged`, `Stalled`, or what a user can mend."""
     if error.errno in (errno.EISDIR, errno.ENOTDIR):
         return Damaged(f"{name!r} is a folder, not a file: {cure}", name)
     told = f"{name!r} cannot be read ({error.strerror or error})"

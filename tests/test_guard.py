@@ -78,6 +78,13 @@ def test_mean_and_variance_are_those_of_the_values_while_few():
     np.testing.assert_allclose(guard.norm_variance, np.var(np.log(norms)), rtol=1e-3)
 
 
+def test_a_step_without_a_token_is_no_measure():
+    losses, norms = quiet(150)
+    good, guard = seen([*losses, 0.0, 0.0, 4.0], [*norms, 0.0, 0.0, 20.0])
+    assert good == [True] * 152 + [False]
+    assert int(guard.seen) == 150
+
+
 @pytest.mark.parametrize(
     "fields", [{"spike_deviations": -1.0}, {"bad_steps": 0}, {"returns": -1}], ids=str
 )

@@ -16,7 +16,7 @@ from functools import partial
 from etils import epath
 
 from gemma_train import storage
-from gemma_train.checkpoints.seal import damage
+from gemma_train.checkpoints.seal import SIZES_ALONE, damage
 from gemma_train.errors import Damaged
 from gemma_train.run_files import CHECKPOINTS
 
@@ -56,7 +56,7 @@ class CheckpointFolder:
     def newest_whole(
         self,
         tell: Callable[[str], None],
-        agreed: Callable[[Callable[[slice], str]], str] = lambda find: find(slice(None)),
+        agreed: Callable[[Callable[[slice], str]], str] = lambda damage: damage(slice(None)),
     ) -> int | None:
         """The newest step whose files are all as they were sealed; None where none was ever saved.
 
@@ -105,10 +105,10 @@ class CheckpointFolder:
     def thin_out(self, kept: int) -> list[int]:
         """Remove all but the newest `kept` sealed ones; returns the steps removed.
 
-        One whose seals, or files' sizes, are not as they were does not count as kept, and stays: so
-        does the last that verified, however many came after it.
+        One whose seals or files' sizes are not as they were does not count as kept, and stays.
+        The newest was read in full when it was sealed, and is never removed.
         """
-        sealed = [step for step in self.steps if not damage(self.checkpoint(step), slice(0))]
+        sealed = [step for step in self.steps if not damage(self.checkpoint(step), SIZES_ALONE)]
         too_many = sealed[:-kept]
         for step in too_many:
             self.remove(step)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from etils import epath
 
 from gemma_train import sidecar, storage
-from gemma_train.errors import Damaged, UserError
+from gemma_train.errors import Damaged
 from gemma_train.sidecar import Count, Name, Positive
 
 FORMAT_VERSION = 1
@@ -64,7 +64,7 @@ def contents(checkpoint: epath.Path) -> list[SealedFile]:
     """The files by all seals. Raises `UserError` where one is missing, or says what cannot be."""
     names = [one.name for one in checkpoint.iterdir() if _SEAL.fullmatch(one.name)]
     if not names:
-        raise Damaged(f"{str(checkpoint)!r} has no seal")
+        raise Damaged(f"{str(checkpoint)!r} has no seal: it is damaged, or older than seals are")
     seals = [sidecar.read(checkpoint / name, Seal, FORMAT_VERSION, _CURE) for name in sorted(names)]
     if [(one.process, one.processes) for one in seals] != [
         (number, len(seals)) for number in range(len(seals))
@@ -82,7 +82,8 @@ def contents(checkpoint: epath.Path) -> list[SealedFile]:
 def damage(checkpoint: epath.Path, read: slice = slice(None)) -> str:
     """What is wrong with a checkpoint, naming the first such file; "" where it is whole.
 
-    Every file's size is looked at, and of the files in `read` every byte.
+    Every file's size is looked at, and of the files in `read` every byte. Raises `UserError` where
+    that cannot be told: storage gives no answer, or a file may not be read.
     """
     try:
         sealed = contents(checkpoint)
@@ -90,11 +91,17 @@ def damage(checkpoint: epath.Path, read: slice = slice(None)) -> str:
             storage.check_size(checkpoint / file.name, file.size, _CURE)
         for file in sealed[read]:
             storage.check_sha256(checkpoint / file.name, file.sha256, _CURE)
-    except UserError as error:
+    except Damaged as error:
         return str(error).removesuffix(f": {_CURE}")
     except OSError as error:
-        return f"{error.filename or checkpoint}: {error.strerror or error}"
+        told = storage.unreadable(str(error.filename or checkpoint), error, _CURE)
+        if isinstance(told, Damaged):
+            return str(told).removesuffix(f": {_CURE}")
+        raise told from None
     return ""
+
+
+SIZES_ALONE = slice(0)  # of no file every byte
 
 
 def _writer(name: str, processes: int) -> int:

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from gemma_train import storage
 from gemma_train.checkpoints.folder import CheckpointFolder
-from gemma_train.checkpoints.seal import contents, damage
+from gemma_train.checkpoints.seal import SIZES_ALONE, contents, damage
 from gemma_train.errors import require
 from gemma_train.metrics.wording import count
 from gemma_train.run_files import RECORD
@@ -37,7 +37,7 @@ def run(arguments: CheckpointArguments) -> int:
     if arguments.action == "prune":
         with only_writer(arguments.run):
             return _prune(folder, arguments.keep)
-    reads = slice(None) if arguments.action == "verify" else slice(0)
+    reads = slice(None) if arguments.action == "verify" else SIZES_ALONE
     table, damaged = Table("step", "files", "bytes", "state", box=None), []
     for step in folder.steps:
         found = damage(folder.checkpoint(step), reads)

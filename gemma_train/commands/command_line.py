@@ -16,7 +16,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, get_origin
 
-from gemma_train.errors import UserError
+from gemma_train.errors import Stalled, UserError
+from gemma_train.storage import BUCKET_LIBRARIES, is_transient
 
 USAGE = """usage: gemma-train VERB ...
 
@@ -64,7 +65,7 @@ def run(arguments: list[str]) -> int:
     except Exception as error:
         if not (told := _told(error)):
             raise
-        return _failed(told)
+        return _failed(told, Stalled.exit_code if is_transient(error) else UserError.exit_code)
 
 
 def _verb(name: str) -> Callable[[list[str]], int | None]:
@@ -254,9 +255,6 @@ def _both_from_flags(own: Any, config: Any, words: list[str], verb: str) -> tupl
 
 
 NO_SPACE = "no space left on the device: free some, or choose another place, and run it again"
-
-
-BUCKET_LIBRARIES = ("gcsfs", "aiohttp", "google")
 
 
 def _told(error: Exception) -> str:

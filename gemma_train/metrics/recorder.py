@@ -5,6 +5,7 @@ finished by then, so that the host never waits for the step it has just sent.
 """
 
 import json
+import logging
 import math
 import time
 from collections.abc import Mapping
@@ -23,6 +24,8 @@ from gemma_train.storage import read_bytes
 # Object stores cannot append: there the file is rewritten whole, at most this often.
 REWRITE_SECONDS = 60.0
 NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+_log = logging.getLogger(__name__)
 
 Kind = Literal["train", "evaluation", "event", "goodput"]
 _Integer = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
@@ -187,16 +190,32 @@ def _open(file: epath.Path, text: str) -> _File:
 
 
 class _LocalFile:
-    """Appends, handing every line to the system at once: kill -9 loses none that was written."""
+    """Appends, handing every line to the system at once: kill -9 loses none that was written.
+
+    What a full disk does not take is kept, and written when there is room: no run ends for it.
+    """
 
     def __init__(self, file: epath.Path, text: str) -> None:
         storage.write_whole(file, text)
-        self._stream = file.open("a")
-        self.flush, self.close = self._stream.flush, self._stream.close
+        self._name, self._waiting, self._told = str(file), b"", False
+        self._stream = open(file, "ab", buffering=0)  # noqa: SIM115  closed by `close`
 
     def write(self, text: str) -> None:
-        self._stream.write(text)
-        self._stream.flush()
+        self._waiting += text.encode()
+        self.flush()
+
+    def flush(self) -> None:
+        try:
+            while self._waiting:
+                self._waiting = self._waiting[self._stream.write(self._waiting) :]
+        except OSError as error:
+            if not self._told:
+                _log.warning("%s: %s; its lines are kept until there is room", self._name, error)
+            self._told = True
+
+    def close(self) -> None:
+        self.flush()
+        self._stream.close()
 
 
 class _ObjectFile:
@@ -204,7 +223,8 @@ class _ObjectFile:
 
     def __init__(self, file: epath.Path, text: str) -> None:
         self._file, self._texts = file, [text]
-        self.flush()
+        storage.write_whole(file, text)
+        self._written = time.monotonic()
 
     def write(self, text: str) -> None:
         self._texts.append(text)
@@ -212,8 +232,11 @@ class _ObjectFile:
             self.flush()
 
     def flush(self) -> None:
-        storage.write_whole(self._file, "".join(self._texts))
         self._written = time.monotonic()
+        try:
+            storage.write_whole(self._file, "".join(self._texts))
+        except Exception as error:  # of the bucket's library, after its own tries
+            _log.warning("%s: %s; its lines are kept until it can be written", self._file, error)
 
     close = flush
 

@@ -7,6 +7,7 @@ computed with, and the state's digest, which what is restored is held to.
 import logging
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -18,13 +19,13 @@ from orbax.checkpoint import v1 as ocp
 from gemma_train.checkpoints.folder import CheckpointFolder
 from gemma_train.checkpoints.seal import seal
 from gemma_train.config import RunConfig, record
-from gemma_train.errors import Damaged, UserError
+from gemma_train.errors import Damaged, Stalled, UserError
 from gemma_train.leaves import by_path, from_paths
 from gemma_train.mesh import is_leader, of_all
 from gemma_train.run_files import STATE
 from gemma_train.training.digest import digest
 from gemma_train.training.state import TrainState, abstract_state
-from gemma_train.training.versions import drift, versions
+from gemma_train.training.versions import changes_since, versions
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # what orbax logs it also raises
 
@@ -43,15 +44,17 @@ class Position:
 class Checkpoints:
     """The checkpoints in a run's folder, for the processes of its one run.
 
-    A new one clears away what a crash left half done. Saving is asynchronous; one that fails is
-    told of and tried again, while training goes on.
+    A new one clears away what a crash left half done. Saving is asynchronous; one that fails on any
+    process is told of and tried again, while training goes on. All processes come to every call.
     """
 
     def __init__(self, config: RunConfig, say: Callable[[str], None] = print):
         self._config, self._say = config, say
         self._folder = CheckpointFolder(config.folder)
         self._thread = ThreadPoolExecutor(1, "checkpoint")
-        self._saving: tuple[int, Future] | None = None
+        self._alone = jax.process_count() == 1
+        self._begun: int | None = None  # the step of the save under way
+        self._saving: Future[str] | None = None  # what goes wrong in it here, in a line
         self._saved: int | None = None  # the step of the last save that did not fail
         self._failures = self._again_at = 0
         if is_leader():
@@ -61,13 +64,21 @@ class Checkpoints:
     def newest_whole(self) -> int | None:
         """The newest step whose files are as they were sealed; None where none was ever saved.
 
-        Raises `Damaged` where checkpoints are there and none is whole.
+        Raises `Damaged` where checkpoints are there and none is whole, and `UserError` where that
+        cannot be told.
         """
         self.wait()
         return self._folder.newest_whole(self._say, _found_by_all)
 
+    def go_on_from(self, step: int) -> None:
+        """Move what is newer than `step`, which was passed over, out of the way."""
+        if is_leader():
+            self._folder.set_aside_after(step)
+        of_all("set aside")
+        self._saved = step
+
     def restore(self, step: int) -> tuple[TrainState, Position]:
-        """The checkpoint of a step, on the mesh in force; newer ones are moved out of the way.
+        """The checkpoint of a step, on the mesh in force.
 
         Raises `Damaged` where it cannot be read, or is not the state that was saved.
         """
@@ -77,60 +88,63 @@ class Checkpoints:
             state = from_paths(ocp.load_checkpointables(place, wanted)[STATE], like)
             kept: Any = ocp.checkpointables_metadata(place).custom_metadata
             position = Position(**kept["position"])
+            saved_as, made_by = kept["digest"], kept["versions"]
         except Exception as error:
             raise Damaged(
                 f"checkpoint {place} cannot be read: {_line(error)}; if it is damaged, move that "
                 "folder away to go on from the one before"
             ) from error
         found = digest(state)
-        if found != kept["digest"]:
+        if found != saved_as:
             raise Damaged(
-                f"checkpoint {place} was restored as {found}, and saved as {kept['digest']}: its "
-                "files are as they were sealed, so suspect this machine, or move that folder away"
+                f"checkpoint {place} was restored as {found}, and saved as {saved_as}: its files "
+                "are as they were sealed, so suspect this machine, or move that folder away"
             )
-        if changed := drift(kept["versions"]):
-            self._say(f"computed with other versions than before ({changed}): bits may differ")
-        if is_leader():
-            self._folder.set_aside_after(step)
-        of_all("set aside")
-        self._saved = step
+        if told := changes_since(made_by):
+            self._say(f"computed with other versions than before ({told}): bits may differ")
         return state, position
 
     def are_due(self, step: int) -> bool:
-        """Whether to save after `step`: at the config's pace, and sooner after one that failed."""
-        if self._saving is not None and self._saving[1].done():
+        """Whether to save after `step`: at the config's pace, and sooner after one that failed.
+
+        Of many processes, all know of a failure at the next save only.
+        """
+        if self._alone and self._saving is not None and self._saving.done():
             self.wait()
         regular = step % self._config.checkpoint_every_steps == 0
-        alone = jax.process_count() == 1  # of many, all must come to a save
-        return regular or (alone and self._failures > 0 and step >= self._again_at)
+        return regular or (self._alone and self._failures > 0 and step >= self._again_at)
 
     def save(self, step: int, state: TrainState, position: Position) -> None:
         """Begin to save the state after `step` steps; a save still under way is finished first."""
         self.wait()
-        if self._failures and is_leader():
-            self._folder.clear_unfinished()
+        marked = _all_well(self._mark(step))
+        if marked:
+            self._failed(step, marked)
+            return
+        self._begun = step
         try:
-            self._begin(step, state, position)
+            self._saving = self._begin(step, state, position)
         except Exception as error:
-            self._failed(step, error)
+            self._saving = Future()
+            self._saving.set_result(_line(error))
 
     def wait(self) -> None:
         """Until the save under way is finished; one that failed is told of."""
-        if self._saving is None:
+        if self._begun is None or self._saving is None:
             return
-        (step, saving), self._saving = self._saving, None
-        try:
-            saving.result()
-            self._saved, self._failures = step, 0
-        except Exception as error:
+        step, error = self._begun, _all_well(self._saving.result())
+        self._begun = self._saving = None
+        if error:
             self._failed(step, error)
+        else:
+            self._saved, self._failures = step, 0
 
     def finish(self, step: int, state: TrainState, position: Position) -> None:
-        """See to it that the state after `step` is saved. Raises `UserError` where it cannot be."""
+        """See to it that the state after `step` is saved. Raises `Stalled` where it cannot be."""
         self.wait()
         tries = tenacity.Retrying(
-            stop=tenacity.stop_after_attempt(_TRIES if jax.process_count() == 1 else 1),
-            wait=tenacity.wait_random_exponential(1.0, _LONGEST_WAIT),
+            stop=tenacity.stop_after_attempt(_TRIES),
+            wait=tenacity.wait_exponential(1.0, _LONGEST_WAIT),
             retry=tenacity.retry_if_result(lambda saved: saved != step),
             retry_error_callback=lambda tried: None,
         )
@@ -142,49 +156,66 @@ class Checkpoints:
             return self._saved
 
         if tries(saved) != step:
-            raise UserError(
+            raise Stalled(
                 f"checkpoint {step} cannot be saved in {self._folder.path}: make room, or see to "
                 f"the storage; the same command goes on from checkpoint {self._saved or 0}"
             )
         of_all("finished")
         if is_leader():
-            self._folder.thin_out(self._config.checkpoints_kept)
+            self._thin_out()
 
     def close(self) -> None:
-        """Finish the save under way and let go."""
-        self.wait()
+        """Wait for the save under way and let go."""
         self._thread.shutdown()
 
-    def _begin(self, step: int, state: TrainState, position: Position) -> None:
+    def _mark(self, step: int) -> str:
+        """Mark this process's part of a save as unfinished; what goes wrong, in a line."""
+        try:
+            if self._failures and is_leader():
+                self._folder.clear_unfinished()
+            self._folder.mark(step, jax.process_index())
+        except Exception as error:
+            return _line(error)
+        return ""
+
+    def _begin(self, step: int, state: TrainState, position: Position) -> "Future[str]":
         beside = {
             "position": asdict(position),
             "config": record(self._config),
             "versions": versions(),
             "digest": digest(state),
         }
-        self._folder.mark(step, jax.process_index())
-        place = self._folder.checkpoint(step)
         begun = ocp.save_checkpointables_async(
-            place, {STATE: by_path(state)}, custom_metadata=beside
+            self._folder.checkpoint(step), {STATE: by_path(state)}, custom_metadata=beside
         )
-        self._saving = step, self._thread.submit(self._end, step, begun)
+        return self._thread.submit(self._end, step, begun)
 
-    def _end(self, step: int, begun: Any) -> None:
-        begun.result()
-        process = jax.process_index()
-        seal(self._folder.checkpoint(step), process, jax.process_count())
-        self._folder.unmark(step, process)
+    def _end(self, step: int, begun: Any) -> str:
+        """What goes on beside the loop: the rest of the save, the seal, the end of the mark."""
+        try:
+            begun.result()
+            process = jax.process_index()
+            seal(self._folder.checkpoint(step), process, jax.process_count())
+            self._folder.unmark(step, process)
+        except Exception as error:
+            if self._alone:  # what it has written may be what fills the disk
+                with suppress(Exception):
+                    self._folder.clear_unfinished()
+            return _line(error)
         if is_leader():
-            self._folder.thin_out(self._config.checkpoints_kept)
+            self._thin_out()
+        return ""
 
-    def _failed(self, step: int, error: Exception) -> None:
+    def _thin_out(self) -> None:
+        try:
+            self._folder.thin_out(self._config.checkpoints_kept)
+        except Exception as error:
+            self._say(f"old checkpoints could not be removed: {_line(error)}")
+
+    def _failed(self, step: int, line: str) -> None:
         self._failures += 1
-        wait = min(2**self._failures, self._config.checkpoint_every_steps)
-        self._again_at = step + wait
-        self._say(
-            f"checkpoint {step} could not be saved ({_line(error)}): training goes on, and it is "
-            "tried again"
-        )
+        self._again_at = step + min(2**self._failures, self._config.checkpoint_every_steps)
+        self._say(f"checkpoint {step} could not be saved ({line}): training goes on, it is retried")
 
     def __enter__(self) -> Self:
         return self
@@ -198,11 +229,32 @@ class Checkpoints:
         self.close()
 
 
-def _found_by_all(find: Callable[[slice], str]) -> str:
-    """The first finding of all processes, each of which reads its share of the files."""
-    here, count = jax.process_index(), jax.process_count()
-    return next(filter(None, of_all(find(slice(here, None, count)))), "")
+def _found_by_all(damage: Callable[[slice], str]) -> str:
+    """The first finding of all processes, each of which reads its share of the files.
+
+    What one of them cannot tell is raised on all.
+    """
+    here, count, trouble = jax.process_index(), jax.process_count(), None
+    try:
+        found = damage(slice(here, None, count))
+    except UserError as error:
+        found, trouble = f"{_TROUBLE}{error}", error
+    told = of_all(found)
+    if trouble is not None:
+        raise trouble
+    for words in told:
+        if words.startswith(_TROUBLE):
+            raise Stalled(words.removeprefix(_TROUBLE))
+    return next(filter(None, told), "")
+
+
+_TROUBLE = "cannot be told: "
+
+
+def _all_well(line: str) -> str:
+    """What went wrong on any process; "" where nothing did on all."""
+    return next(filter(None, of_all(line)), "")
 
 
 def _line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -54,6 +54,7 @@ def claim(config: RunConfig, *, begun: bool) -> list[str]:
             )
     if is_leader():
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / SUMMARY).unlink(missing_ok=True)  # of the steps that it had before
         storage.write_whole(folder / RECORD, record(config))
     return accepted
 

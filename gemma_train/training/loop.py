@@ -68,7 +68,7 @@ class Loop:
     def __post_init__(self) -> None:
         config = self.config
         self.number = int(self.state.step)  # steps taken, those that were skipped among them
-        self._stopping = False
+        self._stopping = self._is_bad = self._owes_save = False
         self._step = make_step(config)
         self._evaluate = make_held_out_loss(
             config.data,
@@ -95,9 +95,15 @@ class Loop:
             if held_out is not None:
                 with self.watchdog.patient(), observer.clock.paused("evaluation"):
                     captions = _captions(config, self.state.model)
-            with self.watchdog.patient(), observer.clock.paused("checkpoint"):
-                self.checkpoints.finish(self.number, self.state, self.position)
-            if self._stopping:
+            if self._stopping and self._is_bad:
+                observer.say(
+                    f"stopped after step {self.number:,}, in bad steps: the same command goes on "
+                    "from the checkpoint before them"
+                )
+            else:
+                with self.watchdog.patient(), observer.clock.paused("checkpoint"):
+                    self.checkpoints.finish(self.number, self.state, self.position)
+            if self._stopping and not self._is_bad:
                 observer.say(
                     f"stopped after step {self.number:,}, saved: the same command goes on from it"
                 )
@@ -123,18 +129,22 @@ class Loop:
         while self.number < config.steps and not self._stopping:
             with observer.clock.waiting_for_data():
                 batch = next(stream)
-            if self._has_left(self._take_step(batch, stream.damaged_rows)):
+            line = self._take_step(batch, stream.damaged_rows)
+            self._stopping = self.stop.agreed()
+            if self._has_left(line):
                 return
-            self._stopping = self.stop.agreed(self.number)
             last = self.number == config.steps
-            saves = last or self._stopping or self.checkpoints.are_due(self.number)
+            self._owes_save |= self.checkpoints.are_due(self.number)
+            saves = last or self._stopping or self._owes_save
             evaluates = not last and self.number % config.evaluation.every_steps == 0
             if not (saves or evaluates):
                 continue
             line = observer.flush()
             if self._has_left(line):
                 return
-            if saves and not line["skipped"]:  # a good one is to be there to go back to
+            self._is_bad = bool(line["skipped"])
+            if saves and not self._is_bad:  # a good one is to be there to go back to
+                self._owes_save = False
                 with self.watchdog.patient(), observer.clock.paused("checkpoint"):
                     self.checkpoints.save(self.number, self.state, self.position)
             if evaluates and config.data.held_out and not self._stopping:
@@ -185,7 +195,10 @@ class Loop:
         with self.watchdog.patient(), self._observer.clock.paused("restore"):
             saved = self.checkpoints.newest_whole()
             self.state, _ = self.checkpoints.restore(saved) if saved else self.beginning()
+            if saved is not None:
+                self.checkpoints.go_on_from(saved)
         self.number, self.position = saved or 0, Position(next_row=next_row, returns=returns)
+        self._is_bad = False
         self._observer.go_back(self.number)
         self._observer.event(
             self.number,

@@ -22,7 +22,7 @@ ROOT = "/computeMetadata/v1/instance/"
 FLAVOR = ("Metadata-Flavor", "Google")  # of a question, and of an answer to be believed
 # What is asked, and the answers that are notices; all others are not.
 NOTICES = {
-    "maintenance-event": ("TERMINATE_ON_HOST_MAINTENANCE", "MIGRATE_ON_HOST_MAINTENANCE"),
+    "maintenance-event": ("TERMINATE_ON_HOST_MAINTENANCE",),  # a machine that migrates goes on
     "preempted": ("TRUE",),
 }
 CONNECT_SECONDS = 5.0

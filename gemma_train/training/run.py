@@ -1,6 +1,7 @@
 """A run opened: its mesh, data, teacher and folder, and the state that it goes on from."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import jax
 
@@ -9,6 +10,7 @@ from gemma_train.conversion.load import open_beginning, open_weights
 from gemma_train.conversion.tensors import Weights
 from gemma_train.data.pipeline import check
 from gemma_train.errors import asked_by
+from gemma_train.guard import Guard
 from gemma_train.mesh import make_mesh
 from gemma_train.teachers.identity import keep_teacher
 from gemma_train.teachers.online import load_teacher, open_teacher, told
@@ -62,6 +64,10 @@ def train(config: RunConfig, say: Callable[[str], None] = print) -> Outcome:
             return _first_state(config, weights), Position()
 
         state, position = checkpoints.restore(saved) if saved else beginning()
+        if saved is not None:
+            checkpoints.go_on_from(saved)
+        if accepted:  # what it has seen lately may be no measure of what comes
+            state = replace(state, guard=jax.device_put(Guard.begun(), state.step.sharding))
         loop = Loop(
             config=config,
             mesh=mesh,

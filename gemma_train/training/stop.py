@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request: the loop saves and ends; a second Ctrl-C ends at once.
+"""Ctrl-C and SIGTERM as a request: the loop saves and ends; Ctrl-C after that ends at once.
 
 Many processes end at one step: jax's coordination service takes the SIGTERM that any of them gets.
 """
@@ -24,8 +24,7 @@ def stopping_for(say: Callable[[str], None]) -> Callable[[str], None]:
 
     def tell(notice: str) -> None:
         say(f"notice from Compute Engine: {notice}")
-        if not notice.startswith("MIGRATE"):  # after which it goes on elsewhere
-            os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
 
     return tell
 
@@ -34,7 +33,7 @@ class StopRequest:
     """While entered, SIGINT and SIGTERM ask for an end instead of killing the process."""
 
     def __init__(self) -> None:
-        self._requested = False
+        self._requested, self._polls = False, 0
         self._alone = jax.process_count() == 1
 
     def check(self) -> None:
@@ -45,11 +44,12 @@ class StopRequest:
         if self._requested:
             raise Stopped
 
-    def agreed(self, step: int) -> bool:
-        """Whether all processes end after `step`; each calls it after every step."""
+    def agreed(self) -> bool:
+        """Whether all processes end after this step; each calls it after every step."""
         if self._alone:
             return self._requested
-        return multihost_utils.reached_preemption_sync_point(step)
+        self._polls += 1  # no step's number: that may fall, and all would wait for it to come again
+        return multihost_utils.reached_preemption_sync_point(self._polls)
 
     def __enter__(self) -> Self:
         numbers = (signal.SIGINT, signal.SIGTERM) if self._alone else ()
@@ -61,6 +61,8 @@ class StopRequest:
         self._handled.__exit__(*error)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self._requested:
+        if (
+            self._requested and number == signal.SIGINT
+        ):  # SIGTERM may follow a notice, or be sent twice
             raise KeyboardInterrupt
         self._requested = True

@@ -18,7 +18,7 @@ def versions() -> dict[str, str]:
     return {**{name: version(name) for name in _COMPUTE}, "sources": digest.hexdigest()[:12]}
 
 
-def drift(there: dict[str, str]) -> str:
+def changes_since(there: dict[str, str]) -> str:
     """How what computes here differs from there, in words; "" where it does not."""
     return ", ".join(
         f"{name} {there.get(name, 'unknown')} then, {here} now"

@@ -18,7 +18,6 @@ from gemma_train import storage
 from gemma_train.errors import Stalled, require
 from gemma_train.metrics.wording import duration
 from gemma_train.run_files import STACKS
-from gemma_train.training.last_resort import LastResort
 
 PATIENT = 4  # times as long for what compiles: the first step, and whatever is `patient`
 LOOKS = 20  # in the time allowed, at most one a second
@@ -41,7 +40,6 @@ class Watchdog:
         self._heard = time.monotonic()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-        self._resort: LastResort | None = None
 
     def alive(self, after: str = "a step") -> None:
         """Say that the run goes on, and after what: the message of an end names it."""
@@ -60,16 +58,15 @@ class Watchdog:
     def __enter__(self) -> Self:
         if self._seconds:
             self._heard = time.monotonic()
-            self._resort = LastResort(Stalled.exit_code, _standard_error())
             self._put_off(self._left())
             self._thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._done.set()
-        if self._resort is not None:
+        if self._seconds:
             self._thread.join()
-            self._resort.call_off()
+            faulthandler.cancel_dump_traceback_later()
 
     @property
     def _look(self) -> float:
@@ -81,8 +78,9 @@ class Watchdog:
         return self._heard + self._patience * self._seconds - time.monotonic()
 
     def _put_off(self, left: float) -> None:
-        assert self._resort is not None
-        self._resort.put_off(max(left, 0.0) + GRACE * self._look)
+        """The last resort, where a thread holds the interpreter's lock: stacks and exit code 1."""
+        seconds = max(left, 0.0) + GRACE * self._look
+        faulthandler.dump_traceback_later(seconds, file=_standard_error(), exit=True)
 
     def _watch(self) -> None:
         assert self._resort is not None
@@ -97,20 +95,20 @@ class Watchdog:
             raise
 
     def _end(self) -> None:
-        """The stacks, and the exit; should a stream or a disk be stuck too, the last resort is."""
+        """The stacks, and the exit; should a stream or a disk be stuck too, faulthandler's is."""
         silent = duration(time.monotonic() - self._heard)
         line = (
             f"gemma-train: process {self._process}: nothing heard for {silent}, since "
             f"{self._last}: ended with exit code {Stalled.exit_code}; where its threads are:"
         )
         with suppress(OSError, ValueError):
-            _dump(_standard_error(), line)
-        with suppress(OSError, ValueError):
             if "://" not in self._folder:
                 file = storage.path(self._folder) / STACKS.format(self._process)
                 file.parent.mkdir(parents=True, exist_ok=True)
                 with open(file, "a") as stream:
                     _dump(stream, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}")
+        with suppress(OSError, ValueError):
+            _dump(_standard_error(), line)
         os._exit(Stalled.exit_code)
 
 

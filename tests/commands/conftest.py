@@ -1,6 +1,7 @@
 """A small prepared corpus, a run over it, and the command line in a process of its own."""
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -147,6 +148,20 @@ def finished_run(tmp_path_factory, write_config, gemma_train) -> tuple[Path, str
     done = gemma_train("train", config)
     assert done.returncode == 0, done.stderr
     assert "unigram entropy" in done.stdout
+    return folder, config
+
+
+@pytest.fixture
+def copied(tmp_path, finished_run, write_config) -> tuple[Path, str]:
+    """(folder, config) of a run that has done eleven of its steps, with checkpoints 6 and 9."""
+
+    folder = tmp_path / "copied"
+    shutil.copytree(finished_run[0], folder)
+    shutil.rmtree(folder / "checkpoints" / "12")
+    (folder / "summary.json").unlink()
+    config = write_config(folder)
+    record = (folder / "config.py").read_text()
+    (folder / "config.py").write_text(record.replace(str(finished_run[0]), str(folder)))
     return folder, config
 
 

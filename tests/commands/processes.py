@@ -12,6 +12,7 @@ import numpy as np
 from gemma_train.checkpoints.folder import CheckpointFolder
 from tests.commands.conftest import ROOT, environment
 
+LAST = 12  # step of the small run
 MANY = ("--mesh.data", "2", "--mesh.runtime", "many_processes", "--mesh.heartbeat-seconds", "10")
 
 
@@ -74,3 +75,11 @@ def ended(*processes: subprocess.Popen, seconds: float = 240) -> tuple[list[int]
         for process in processes:
             process.kill()
     return [process.returncode for process in processes], words
+
+
+def flip(file: Path, bit: int = 12345) -> None:
+    """Flip one bit of a file."""
+    content = bytearray(file.read_bytes())
+    bit %= 8 * len(content)
+    content[bit // 8] ^= 1 << bit % 8
+    file.write_bytes(content)

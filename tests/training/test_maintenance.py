@@ -87,7 +87,6 @@ def noticing():
     ("question", "value", "notice"),
     [
         ("maintenance-event", TERMINATE, TERMINATE),
-        ("maintenance-event", MIGRATE, MIGRATE),
         ("preempted", "TRUE", "preempted"),
     ],
 )

@@ -49,22 +49,8 @@ def test_a_main_thread_that_hangs_ends_with_its_stack_on_screen_and_in_the_folde
 def test_a_thread_that_never_lets_go_of_the_gil_ends_all_the_same(tmp_path, hog):
     body = f"def hogs(): {hog}\nwith watched() as dog: dog.alive(); hogs()"
     done = run(tmp_path, body)
-    assert done.returncode == (Stalled.exit_code if sys.platform == "linux" else 1)
+    assert done.returncode == 1, "faulthandler ends it, from C"
     assert "in hogs" in done.stderr
-
-
-def test_a_blocked_standard_error_does_not_keep_the_process(tmp_path):
-    """Nobody reads the pipe, and it is full."""
-    body = (
-        "import os\nos.set_blocking(2, False)\n"
-        "try:\n  while os.write(2, b'x' * 4096): pass\n"
-        "except BlockingIOError: os.set_blocking(2, True)\n"
-        "with watched() as dog: dog.alive(); sleeps_for_ever()"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", HEAD + body, str(tmp_path)], cwd=ROOT, stderr=subprocess.PIPE
-    ) as process:
-        assert process.wait(timeout=40) == (Stalled.exit_code if sys.platform == "linux" else 1)
 
 
 def test_a_process_that_says_it_lives_is_left_alone(tmp_path):
