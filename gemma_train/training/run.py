@@ -67,7 +67,7 @@ def train(config: RunConfig, say: Callable[[str], None] = print) -> Outcome:
         if saved is not None:
             checkpoints.go_on_from(saved)
         if accepted:  # what it has seen lately may be no measure of what comes
-            state = replace(state, guard=jax.device_put(Guard.begun(), state.step.sharding))
+            state = replace(state, guard=jax.jit(Guard.begun)())
         loop = Loop(
             config=config,
             mesh=mesh,

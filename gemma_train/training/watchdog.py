@@ -83,7 +83,6 @@ class Watchdog:
         faulthandler.dump_traceback_later(seconds, file=_standard_error(), exit=True)
 
     def _watch(self) -> None:
-        assert self._resort is not None
         try:
             while not self._done.wait(self._look):
                 left = self._left()
@@ -91,7 +90,7 @@ class Watchdog:
                 if left <= 0:
                     self._end()
         except BaseException:
-            self._resort.call_off()  # which nobody puts off any more: the run goes on unwatched
+            faulthandler.cancel_dump_traceback_later()  # which nobody puts off any more: the run goes on unwatched
             raise
 
     def _end(self) -> None:
