@@ -90,7 +90,7 @@ class Watchdog:
                 if left <= 0:
                     self._end()
         except BaseException:
-            faulthandler.cancel_dump_traceback_later()  # which nobody puts off any more: the run goes on unwatched
+            faulthandler.cancel_dump_traceback_later()
             raise
 
     def _end(self) -> None:
