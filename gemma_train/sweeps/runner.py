@@ -13,12 +13,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column
 
 from gemma_train import storage
+from gemma_train.checkpoints.folder import CheckpointFolder
 from gemma_train.config import read_record, record
 from gemma_train.drift import differences
 from gemma_train.errors import require
 from gemma_train.losses.distillation import Distillation, Stored
 from gemma_train.metrics.wording import duration
-from gemma_train.run_files import CHECKPOINTS, RECORD, SUMMARY
+from gemma_train.run_files import RECORD, SUMMARY
 from gemma_train.sweeps import plot, tables
 from gemma_train.sweeps.child import Interruption, last_line, run_logged
 from gemma_train.sweeps.lock import Lock, alone
@@ -62,7 +63,7 @@ def state_of(run: Run) -> State:
     """
     folder = _folder(run)
     done = (folder / SUMMARY).exists()
-    if not done and not any(file.name.isdigit() for file in (folder / CHECKPOINTS).glob("*")):
+    if not done and not CheckpointFolder(run.config.folder).steps:
         return "to do"
     recorded = read_record(run.config.folder)
     found = list(differences(recorded, run.config).values())

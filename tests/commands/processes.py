@@ -61,7 +61,8 @@ def start_two(*words: str, hit: tuple[str, str] | None = None) -> list[subproces
         address = f"127.0.0.1:{server.getsockname()[1]}"
     joined = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
     return [
-        start(*words, *MANY, hit=hit, **joined, JAX_PROCESS_ID=str(number)) for number in (0, 1)
+        start(*words[:2], *MANY, *words[2:], hit=hit, **joined, JAX_PROCESS_ID=str(number))
+        for number in (0, 1)
     ]
 
 

@@ -177,5 +177,5 @@ def test_a_run_without_a_step_has_nothing_to_report(tmp_path):
 @pytest.mark.parametrize("text", ["{", "[1]"])
 def test_a_summary_that_is_no_object_is_named(folder, text):
     (folder / "summary.json").write_text(text)
-    with pytest.raises(UserError, match="summary.json is not"):
+    with pytest.raises(UserError, match="summary.json' (is not JSON|holds no JSON object)"):
         report(folder)

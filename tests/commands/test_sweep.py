@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from gemma_train.checkpoints.folder import CheckpointFolder
 from gemma_train.commands import command_line
 from tests.commands.conftest import command, environment
 
@@ -97,7 +98,7 @@ def test_a_sweep_killed_in_the_middle_of_a_run_goes_on_to_the_same_table(
     words = ("sweep", write_sweep(folder), "--only", "rate=0.01/*")
     sweep = subprocess.Popen(command(*words), env=environment(), stdout=subprocess.DEVNULL)
     run = folder / "rate=0.01" / "seed=1"
-    while not (run / "checkpoints" / "3").exists():
+    while not CheckpointFolder(str(run)).steps:
         assert sweep.poll() is None
         time.sleep(0.002)
     for process in (folder / ".lock").read_text().split():  # the sweep, then its run

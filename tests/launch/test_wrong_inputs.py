@@ -113,7 +113,8 @@ def test_a_mistake_is_told_without_waiting_for_jax():
 
 def test_a_folder_is_no_launch_file(capsys, tmp_path):
     assert main(["create", str(tmp_path), "--dry-run"]) == 2
-    assert capsys.readouterr().err == f"launch: {tmp_path}: Is a directory\n"
+    told = capsys.readouterr().err
+    assert told == f"launch: '{tmp_path}' is a folder, not a file: give a Python file\n"
 
 
 def test_an_unknown_verb_is_named(refused):

@@ -161,7 +161,7 @@ def test_a_config_mended_before_anything_was_saved_is_taken(tmp_path):
 def test_a_summary_that_is_no_json_is_named(make, fake, tmp_path):
     make(fake("a", 1.0))
     (tmp_path / "sweep" / "a" / "summary.json").write_text("{half")
-    with pytest.raises(UserError, match=r"a/summary\.json is not JSON"):
+    with pytest.raises(UserError, match=r"a/summary\.json' is not JSON"):
         make(fake("a", 1.0))
 
 
