@@ -42,6 +42,7 @@ bench: $(READY)  ## the benchmarks behind the performance claims
 	$(RUN)/python benchmarks/data.py
 	$(RUN)/python -m benchmarks.images
 	$(RUN)/python -m benchmarks.attention
+	$(RUN)/python -m benchmarks.saving
 
 soak: $(READY)  ## a hundred kills, and two hundred and fifty damaged checkpoints: half an hour
 	$(RUN)/python -m pytest -s -m slow tests/commands/test_soak.py

@@ -29,6 +29,8 @@ from gemma_train.training.versions import changes_since, versions
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # what orbax logs it also raises
 
+# Weights hardly shrink, and compressing them takes the host's time from the loop.
+_PLAIN = ocp.options.ArrayOptions(saving=ocp.options.ArrayOptions.Saving(use_compression=False))
 _TRIES = 5  # of the last save of a life, whose failure would lose steps
 _LONGEST_WAIT = 30.0  # seconds between them
 
@@ -185,9 +187,10 @@ class Checkpoints:
             "versions": versions(),
             "digest": digest(state),
         }
-        begun = ocp.save_checkpointables_async(
-            self._folder.checkpoint(step), {STATE: by_path(state)}, custom_metadata=beside
-        )
+        with ocp.Context(array_options=_PLAIN):
+            begun = ocp.save_checkpointables_async(
+                self._folder.checkpoint(step), {STATE: by_path(state)}, custom_metadata=beside
+            )
         return self._thread.submit(self._end, step, begun)
 
     def _end(self, step: int, begun: Any) -> str:
