@@ -72,7 +72,7 @@ def main(place: str | None = None) -> int:
     best = min(taken["saved"]) / min(taken["not saved"])
     whole = sum(taken["saved"]) / sum(taken["not saved"])
     print(
-        f"median {np.median(ratios):.3f}, best against best {best:.3f}, all against all {whole:.3f} "
+        f"median {np.median(ratios):.3f}, best / best {best:.3f}, all / all {whole:.3f} "
         f"(aim: at most {AIM}); the loop itself waits {share:.1%}"
     )
     return int(np.median(ratios) > AIM)
