@@ -25,7 +25,7 @@ from gemma_train.training.step import make_step
 CONFIG, EVERY, ROUNDS, AIM = "configs/quickstart_text.py", 20, 6, 1.05
 
 
-def main(place: str | None = None) -> int:
+def main(disk: str | None = None) -> int:
     config = load(CONFIG)
     random, rows, length = (
         np.random.default_rng(0),
@@ -41,7 +41,7 @@ def main(place: str | None = None) -> int:
         weights_bt=np.ones((rows, length), np.float32),
     )
     mesh = make_mesh(config.mesh, jax.devices()[:1])
-    with tempfile.TemporaryDirectory(dir=place) as folder, jax.set_mesh(mesh):
+    with tempfile.TemporaryDirectory(dir=disk) as folder, jax.set_mesh(mesh):
         config = dataclasses.replace(config, folder=folder)
         with Checkpoints(config) as checkpoints:
             state, step, placed = initial_state(config), make_step(config), place(batch, mesh, rows)
