@@ -14,6 +14,7 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from gemma_train.commands import (
@@ -25,8 +26,12 @@ from tests.commands.processes import assert_same_arrays, saved_arrays
 LONGEST = 120.0  # seconds that a life may take before it hangs
 
 
-def life(config: str, log: Path) -> int:
-    """Fork a life of the run; its process's number."""
+def forked(work: Callable[[], int], log: Path) -> int:
+    """Fork a process that ends with the code that `work` gives; its number.
+
+    Whatever wakes a device, comparing arrays too, is for such processes: this one must stay fit to
+    be forked.
+    """
     if pid := os.fork():
         return pid
     with open(log, "ab", buffering=0) as screen:
@@ -34,11 +39,26 @@ def life(config: str, log: Path) -> int:
         os.dup2(screen.fileno(), 2)
     code = 1
     try:
-        code = command_line.run(["train", config])
+        code = work()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def life(config: str, log: Path) -> int:
+    """Fork a life of the run."""
+    return forked(lambda: command_line.run(["train", config]), log)
+
+
+def is_the_same(folder: Path, whole: Path, step: int, log: Path) -> bool:
+    """Whether two runs saved the same after a step, bit for bit."""
+
+    def compare() -> int:
+        assert_same_arrays(saved_arrays(folder, step), saved_arrays(whole, step))
+        return 0
+
+    return os.waitstatus_to_exitcode(os.waitpid(forked(compare, log), 0)[1]) == 0
 
 
 def ended(pid: int) -> int | None:
@@ -97,11 +117,8 @@ def main(config: str, folder: Path, whole: Path, kills: int, seed: int) -> int:
             elif code:
                 print(f"a life ended with exit code {code}: see {log}")
                 return 1
-        try:
-            saved = saved_arrays(folder, last)
-            assert_same_arrays(saved, saved_arrays(whole, last))
-        except (AssertionError, OSError) as error:
-            print(f"after {of_run} kills the run is another: {error}")
+        if not is_the_same(folder, whole, last, log):
+            print(f"after {of_run} kills the run is another: see {log}")
             return 1
         runs += 1
         print(f"run {runs}: {of_run} kills, bit for bit ({done} of {kills})", flush=True)
