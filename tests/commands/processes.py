@@ -55,6 +55,15 @@ def start(*words: str, hit: tuple[str, str] | None = None, devices: int = 1, **v
     )
 
 
+def start_stepping(config: str) -> subprocess.Popen:
+    """A run under way: one that has told of a step."""
+    run = start("train", config)
+    for line in run.stdout:
+        if "step" in line and "loss" in line:
+            break
+    return run
+
+
 def start_two(*words: str, hit: tuple[str, str] | None = None) -> list[subprocess.Popen]:
     """Two processes of one run, joined over loopback; what happens, happens to the second."""
     with socket.create_server(("127.0.0.1", 0)) as server:

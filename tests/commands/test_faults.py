@@ -19,7 +19,7 @@ from tests.commands.processes import (
     checkpoints_of,
     ended,
     saved_arrays,
-    start,
+    start_stepping,
     steps_of,
 )
 
@@ -143,10 +143,7 @@ def test_what_cannot_be_read_for_a_while_is_not_taken_for_damaged(
 def test_a_second_job_on_one_folder_refuses(tmp_path, write_config, refused, one_device):
     folder = tmp_path / "shared"
     config = write_config(folder, steps=100_000)
-    first = start("train", config)
-    for line in first.stdout:
-        if "step" in line and "loss" in line:
-            break
+    first = start_stepping(config)
     try:
         told = refused("train", config)
         assert f"another process writes to {str(folder)!r}" in told

@@ -10,6 +10,7 @@ from tests.commands.processes import (
     checkpoints_of,
     ended,
     start,
+    start_stepping,
     start_two,
     steps_of,
 )
@@ -96,10 +97,7 @@ def test_a_damaged_file_that_one_reads_is_passed_over_by_both(tmp_path, write_co
 def test_a_second_job_of_two_processes_is_refused_on_both(tmp_path, write_config):
     folder = tmp_path / "shared"
     config = write_config(folder, steps=100_000)
-    first = start("train", config)
-    for line in first.stdout:
-        if "step" in line and "loss" in line:
-            break
+    first = start_stepping(config)
     codes, words = ended(*start_two("train", config))
     first.send_signal(signal.SIGINT)
     assert ended(first)[0] == [0]

@@ -13,7 +13,7 @@ import pytest
 from gemma_train.training import maintenance
 from gemma_train.training.maintenance import HOST, MaintenanceNotice, metadata_host
 
-TERMINATE, MIGRATE = "TERMINATE_ON_HOST_MAINTENANCE", "MIGRATE_ON_HOST_MAINTENANCE"
+TERMINATE = "TERMINATE_ON_HOST_MAINTENANCE"
 
 
 class Server:
