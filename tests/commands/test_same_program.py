@@ -7,7 +7,7 @@ from gemma_train.config import Distillation, Online, Priority, TokenSource, chan
 from gemma_train.data.images.store import Head, write_head
 from gemma_train.mesh import make_mesh
 from gemma_train.planning.compiled import lower_step
-from gemma_train.training import loop
+from gemma_train.training import loop, run
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def trained(monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(loop, "make_step", recorded)
             patch.setattr(jax, "devices", lambda: devices)
-            loop.train(config)
+            run.train(config)
         return programs
 
     return train
