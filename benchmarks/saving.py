@@ -23,7 +23,7 @@ from gemma_train.training.checkpoint import Checkpoints, Position
 from gemma_train.training.state import initial_state
 from gemma_train.training.step import make_step
 
-CONFIG, EVERY, ROUNDS, AIM = "configs/quickstart_text.py", 20, 6, 1.05
+CONFIG, EVERY, ROUNDS, AIM = "configs/quickstart_text.py", 20, 12, 1.05
 
 
 def main(disk: str | None = None) -> int:

@@ -1,7 +1,8 @@
 """Arrays in Orbax checkpoints, one at a time: names joined by '/', whatever the nesting."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
+from gemma_train.checkpoints.packing import Packed, Place
 from gemma_train.conversion.tensors import Tensor, Tensors, parcels
 from gemma_train.errors import UserError
 from gemma_train.metrics.byte_progress import Advance
@@ -21,22 +23,53 @@ for _name in ("absl", "asyncio"):
 
 
 def stored(checkpoint: epath.Path) -> Tensors:
-    """Every array of a checkpoint. Raises `UserError` where it cannot be read."""
+    """Every array of a checkpoint, also those that are packed into one.
+
+    Raises `UserError` where it cannot be read.
+    """
     checkpoint = checkpoint.absolute()
+    leaves, packed = _described(checkpoint)
+    arrays = {"/".join(keys): _tensor(checkpoint, keys, leaf) for keys, leaf in leaves.items()}
+    whole = {place.array: cache(arrays[place.array].read) for place in packed.places.values()}
+    small = {
+        name: Tensor(place.shape, arrays[place.array].dtype, partial(_cut, place, whole))
+        for name, place in packed.places.items()
+    }
+    return {name: array for name, array in arrays.items() if name not in whole} | small
+
+
+def load(checkpoint: epath.Path, wanted: dict[str, Any]) -> dict[str, Any]:
+    """The wanted leaves of a run's checkpoint, each placed and cast as its abstract one says."""
+    checkpoint = checkpoint.absolute()
+    _, packed = _described(checkpoint)
+    loaded = _load(checkpoint, packed.arrays(wanted))
     try:
-        tree: Any = ocp.metadata(checkpoint).metadata
-        if tree is None:
+        return packed.unpack(loaded, wanted)
+    except ValueError as error:
+        raise _unreadable(checkpoint, error) from error
+
+
+def _cut(place: Place, whole: dict[str, Callable[[], np.ndarray]]) -> np.ndarray:
+    return place.of(whole[place.array]())
+
+
+def _described(checkpoint: epath.Path) -> tuple[dict[tuple[str, ...], Any], Packed]:
+    """What tells of each array, by its keys; and what is packed in which."""
+    try:
+        found: Any = ocp.metadata(checkpoint)
+        if found.metadata is None:
             raise ValueError("the description of its arrays is damaged")
-        leaves = list(_leaves(tree))
+        leaves = dict(_leaves(found.metadata))
+        by_name = {"/".join(keys): leaf for keys, leaf in leaves.items()}
+        return leaves, Packed.told(found.custom_metadata, by_name)
     except Exception as error:
         raise _unreadable(checkpoint, error) from error
-    return {"/".join(keys): _tensor(checkpoint, keys, leaf) for keys, leaf in leaves}
 
 
-def load(checkpoint: epath.Path, wanted: Any) -> Any:
-    """The wanted part of a checkpoint, each leaf placed and cast as its abstract one says.
+def _load(checkpoint: epath.Path, wanted: Any) -> Any:
+    """Arrays, whatever their nesting.
 
-    Each process reads what it holds of the leaves, and waits for no other: one may load alone.
+    Each process reads what it holds of them, and waits for no other: one may load alone.
     """
     context = ocp.Context(multiprocessing_options=_alone())
     context.pytree.loading.partial_load = True
@@ -93,7 +126,7 @@ def _tensor(checkpoint: epath.Path, keys: tuple[str, ...], leaf: Any) -> Tensor:
         wanted: Any = np.empty(shape, dtype)  # an address range, never touched
         for key in reversed(keys):
             wanted = {key: wanted}
-        found = load(checkpoint, wanted)
+        found = _load(checkpoint, wanted)
         for key in keys:
             found = found[key]
         return found

@@ -17,6 +17,7 @@ import tenacity
 from orbax.checkpoint import v1 as ocp
 
 from gemma_train.checkpoints.folder import CheckpointFolder
+from gemma_train.checkpoints.packing import PLACES, Packed, pack
 from gemma_train.checkpoints.seal import seal
 from gemma_train.config import RunConfig, record
 from gemma_train.errors import Damaged, Stalled, UserError
@@ -86,9 +87,12 @@ class Checkpoints:
         """
         like, place = abstract_state(self._config), self._folder.checkpoint(step)
         try:
-            wanted = {STATE: by_path(like)}
-            state = from_paths(ocp.load_checkpointables(place, wanted)[STATE], like)
-            kept: Any = ocp.checkpointables_metadata(place).custom_metadata
+            described = ocp.checkpointables_metadata(place)
+            kept: Any = described.custom_metadata
+            packed = Packed.told(kept, described.metadata[STATE])
+            wanted = {STATE: packed.arrays(by_path(like))}
+            loaded = ocp.load_checkpointables(place, wanted)[STATE]
+            state = from_paths(packed.unpack(loaded, by_path(like)), like)
             position = Position(**kept["position"])
             saved_as, made_by = kept["digest"], kept["versions"]
         except Exception as error:
@@ -187,9 +191,10 @@ class Checkpoints:
             "versions": versions(),
             "digest": digest(state),
         }
+        leaves, beside[PLACES] = pack(by_path(state))
         with ocp.Context(array_options=_PLAIN):
             begun = ocp.save_checkpointables_async(
-                self._folder.checkpoint(step), {STATE: by_path(state)}, custom_metadata=beside
+                self._folder.checkpoint(step), {STATE: leaves}, custom_metadata=beside
             )
         return self._thread.submit(self._end, step, begun)
 
