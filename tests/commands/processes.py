@@ -1,6 +1,7 @@
 """Runs in processes of their own: alone or two together, hit in a phase, and what they leave."""
 
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from gemma_train.checkpoints.folder import CheckpointFolder
-from tests.commands.conftest import ROOT, environment
+from tests.commands.conftest import ROOT, command, environment
 
 LAST = 12  # step of the small run
 MANY = ("--mesh.data", "2", "--mesh.runtime", "many_processes", "--mesh.heartbeat-seconds", "10")
@@ -29,10 +30,10 @@ def checkpoints_of(folder: Path) -> list[int]:
 
 def saved_arrays(folder: Path, step: int) -> dict[str, np.ndarray]:
     """Every leaf of a checkpoint, by path."""
-    from orbax.checkpoint import v1 as ocp
+    from gemma_train.conversion import orbax_arrays
 
-    found = ocp.load(folder / "checkpoints" / str(step), checkpointable_name="state")
-    return {path: np.asarray(leaf) for path, leaf in found.items()}
+    found = orbax_arrays.stored(CheckpointFolder(str(folder)).checkpoint(step))
+    return {path: leaf.read() for path, leaf in found.items()}
 
 
 def assert_same_arrays(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
@@ -93,3 +94,24 @@ def flip(file: Path, bit: int = 12345) -> None:
     bit %= 8 * len(content)
     content[bit // 8] ^= 1 << bit % 8
     file.write_bytes(content)
+
+
+def wait_for_step(folder: Path, step: int, process: subprocess.Popen) -> bool:
+    """Whether the run recorded so many lines before it ended."""
+    metrics, deadline = folder / "metrics.jsonl", time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if metrics.exists() and metrics.read_bytes().count(b"\n") >= step:
+            return True
+        time.sleep(0.002)
+    return False
+
+
+def kill_at(config: str, folder: Path, step: int, how: signal.Signals) -> tuple[int, str]:
+    """Start a run and send it `how` as soon as it has recorded `step`; its exit code and words."""
+    process = subprocess.Popen(
+        command("train", config), env=environment(), stdout=subprocess.PIPE, text=True
+    )
+    if wait_for_step(folder, step, process):
+        process.send_signal(how)
+    words, _ = process.communicate(timeout=120)
+    return process.returncode, words

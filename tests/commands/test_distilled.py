@@ -10,7 +10,7 @@ from sentencepiece import sentencepiece_model_pb2
 
 from gemma_train.commands import command_line
 from gemma_train.run_files import TOKENIZER
-from tests.commands.test_train import kill_at, saved_arrays, steps_of
+from tests.commands.processes import kill_at, saved_arrays, steps_of
 
 TAUGHT = """
 from dataclasses import replace

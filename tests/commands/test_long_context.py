@@ -9,7 +9,7 @@ import pytest
 
 from gemma_train.commands import command_line
 from gemma_train.conversion import open_weights
-from tests.commands.test_train import kill_at, saved_arrays, steps_of
+from tests.commands.processes import kill_at, saved_arrays, steps_of
 
 STAGE = """
 from gemma_train.config import load

@@ -10,7 +10,7 @@ import pytest
 
 from gemma_train.commands import command_line
 from tests.commands.conftest import SHARDS
-from tests.commands.test_train import kill_at, saved_arrays, steps_of
+from tests.commands.processes import kill_at, saved_arrays, steps_of
 from tests.data.teacher_store.made import damage
 
 BOTH = ("train", "teacher")

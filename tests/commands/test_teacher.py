@@ -32,7 +32,7 @@ from gemma_train.teachers.stored import SUM, open_store, store_codec, with_teach
 from gemma_train.teachers.writing import check_disk, plan_store, share_of, write_share
 from gemma_train.tokenizer.training import TokenizerConfig, train_tokenizer
 from tests.commands.conftest import SHARDS, command, environment
-from tests.commands.test_train import steps_of
+from tests.commands.processes import steps_of
 
 
 def assert_same_files(one: Path, other: Path) -> None:

@@ -1,50 +1,15 @@
 """Whole runs in processes of their own: killed, stopped, repeated, moved to another mesh."""
 
-import json
 import signal
 import socket
 import subprocess
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.commands.conftest import command, environment
-
-
-def steps_of(folder: Path, kind: str = "train") -> dict[int, dict]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return {line["step"]: line for line in lines if line["kind"] == kind}
-
-
-def saved_arrays(folder: Path, step: int) -> dict[str, np.ndarray]:
-    """Every leaf of a checkpoint, by path."""
-    from orbax.checkpoint import v1 as ocp
-
-    found = ocp.load(folder / "checkpoints" / str(step), checkpointable_name="state")
-    return {path: np.asarray(leaf) for path, leaf in found.items()}
-
-
-def wait_for_step(folder: Path, step: int, process: subprocess.Popen) -> bool:
-    """Whether the run recorded so many lines before it ended."""
-    metrics, deadline = folder / "metrics.jsonl", time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        if metrics.exists() and metrics.read_bytes().count(b"\n") >= step:
-            return True
-        time.sleep(0.002)
-    return False
-
-
-def kill_at(config: str, folder: Path, step: int, how: signal.Signals) -> tuple[int, str]:
-    """Start a run and send it `how` as soon as it has recorded `step`; its exit code and words."""
-    process = subprocess.Popen(
-        command("train", config), env=environment(), stdout=subprocess.PIPE, text=True
-    )
-    if wait_for_step(folder, step, process):
-        process.send_signal(how)
-    words, _ = process.communicate(timeout=120)
-    return process.returncode, words
+from tests.commands.processes import kill_at, saved_arrays, steps_of, wait_for_step
 
 
 def test_a_run_killed_at_any_moment_resumes_bit_for_bit(

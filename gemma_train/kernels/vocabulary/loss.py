@@ -50,7 +50,8 @@ def _forward(states_btd, table_vd, targets, weights_bt, terms):
 def _backward(terms, gradients, cotangents):
     states_btd, table_vd = gradients
     scale = cotangents[0]
-    return (states_btd * scale.astype(states_btd.dtype), table_vd * scale, None, None)
+    scaled_btd = (states_btd * scale.astype(jnp.float32)).astype(states_btd.dtype)
+    return (scaled_btd, table_vd * scale, None, None)
 
 
 vocabulary_loss.defvjp(_forward, _backward)
@@ -100,7 +101,9 @@ def _on_one_shard(
         gradient_dv += jnp.einsum(
             "cd,cv->dv", scaled_cd, powers_cv, preferred_element_type=jnp.float32
         )
-        gradient_cd = jnp.einsum("cv,vd->cd", powers_cv, table_vd) * scale_c[:, None]
+        gradient_cd = scale_c[:, None] * jnp.einsum(
+            "cv,vd->cd", powers_cv, table_vd, preferred_element_type=jnp.float32
+        )
         return (sums, gradient_dv), (scattered(gradient_cd.astype(dtype), rows), chunk.pull_c)
 
     zero = jnp.zeros((), jnp.float32)
@@ -136,8 +139,9 @@ def _chunk_function(
 
 
 def _reduced(gradient_vd, dtype, rows, columns):
-    """The table's gradient on its shard: scattered in the compute dtype, then summed in float32."""
-    gradient_vd = gradient_vd.astype(dtype)
+    """The table's gradient on its shard, float32; where it is scattered, in the compute dtype."""
+    if columns:
+        gradient_vd = gradient_vd.astype(dtype)
     for axis in columns:
         # The devices as a dimension in front: as zero3 says, else TPUs would sum all of it.
         parts = gradient_vd.reshape(gradient_vd.shape[0], jax.lax.axis_size(axis), -1)
