@@ -221,8 +221,7 @@ def _sha256(file: epath.Path) -> str:
 
 def check_size(file: epath.Path, size: int, cure: str) -> None:
     """Raise `Damaged` unless a file of so many bytes is there; reads none of them."""
-    _check_there(file, cure)
-    found = file.stat().length
+    found = _length(file, cure)
     if found != size:
         raise Damaged(
             f"{str(file)!r} has {found:,} bytes, it should have {size:,}: {cure}", str(file)
@@ -231,7 +230,6 @@ def check_size(file: epath.Path, size: int, cure: str) -> None:
 
 def check_sha256(file: epath.Path, expected: str, cure: str) -> None:
     """Read a file. Raises `Damaged` unless it is there and has this SHA-256."""
-    _check_there(file, cure)
     try:
         found = sha256(file)
     except OSError as error:
@@ -241,15 +239,16 @@ def check_sha256(file: epath.Path, expected: str, cure: str) -> None:
 
 def checked_bytes(file: epath.Path, expected: str, cure: str) -> bytes:
     """What a small file holds, read once. Raises `Damaged` as `check_sha256` does."""
-    _check_there(file, cure)
     content = read_bytes(file, cure)
     _compare(file, hashlib.sha256(content).hexdigest(), expected, cure)
     return content
 
 
-def _check_there(file: epath.Path, cure: str) -> None:
-    if not file.exists():
-        raise Damaged(f"{str(file)!r} is missing: {cure}", str(file))
+def _length(file: epath.Path, cure: str) -> int:
+    try:
+        return patiently(file.stat).length
+    except OSError as error:  # `exists` would take every one for a missing file
+        raise unreadable(str(file), error, cure) from None
 
 
 def _compare(file: epath.Path, found: str, expected: str, cure: str) -> None:

@@ -267,3 +267,18 @@ def test_what_cannot_be_read_is_one_line_of_its_kind(
         storage.OpenFiles().read(str(tmp_path / "x"), 0, 1, "mend it")
     assert type(raised.value) is kind
     assert str(raised.value) == told.replace("FILE", str(tmp_path / "x"))
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "tries"),
+    [(errno.ENOENT, Damaged, 1), (errno.ESTALE, Stalled, 5), (errno.EACCES, UserError, 1)],
+)
+def test_a_size_that_cannot_be_looked_at_is_a_missing_file_only_where_it_is(
+    tmp_path, waits, monkeypatch, number, kind, tries
+):
+    file, failing = epath.Path(tmp_path / "x"), Failing(system_error(number), 99)
+    monkeypatch.setattr(type(file), "stat", failing)
+    with pytest.raises(UserError) as raised:
+        storage.check_size(file, 3, "mend it")
+    assert type(raised.value) is kind
+    assert failing.calls == tries

@@ -9,7 +9,7 @@ one and is cleared away, while a checkpoint without a mark was whole once.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -21,7 +21,7 @@ from gemma_train.errors import Damaged
 from gemma_train.run_files import CHECKPOINTS
 
 _STEP = re.compile(r"0|[1-9]\d{0,17}")
-_MARK = re.compile(r"(\d+)\.unfinished-\d+")
+_MARK = re.compile(rf"({_STEP.pattern})\.unfinished-\d+")
 _TEMPORARY = ".orbax-checkpoint-tmp"  # in the names of what Orbax has not committed
 _DAMAGED = ".damaged"
 
@@ -57,15 +57,17 @@ class CheckpointFolder:
         self,
         tell: Callable[[str], None],
         agreed: Callable[[Callable[[slice], str]], str] = lambda damage: damage(slice(None)),
+        steps: Sequence[int] | None = None,
     ) -> int | None:
         """The newest step whose files are all as they were sealed; None where none was ever saved.
 
         `tell` hears of every newer one that is passed over. Of many processes, `agreed` calls what
-        it is given with this one's share of the files, and gives all the first finding. Raises
-        `Damaged` where checkpoints are there and none is whole: nothing starts over their heads.
+        it is given with this one's share of the files, and gives all the first finding; `steps`
+        are then those that one of them has listed. Raises `Damaged` where checkpoints are there
+        and none is whole: nothing starts over their heads.
         """
         found = ""
-        for step in reversed(self.steps):
+        for step in reversed(self.steps if steps is None else steps):
             checkpoint = self.checkpoint(step)
             found = agreed(partial(damage, checkpoint))
             if not found:

@@ -9,7 +9,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +17,11 @@ import msgspec
 import numpy as np
 from jax.sharding import PartitionSpec, auto_axes
 
-from gemma_train.sidecar import Count, Name
+from gemma_train.sidecar import Count, Name, Positive
 
 LARGEST = 256 << 10  # bytes of a leaf that is packed
-PLACES = "packed"  # the metadata's key
-_ARRAY = "packed/{}"
+PLACES = "packed_leaves"  # the metadata's key
+_FOLDER = "packed/"  # what names of packed arrays begin with
 
 Leaves = dict[str, Any]  # arrays, or what tells of them, by name
 
@@ -32,7 +32,7 @@ class Place:
 
     array: Name
     begin: Count
-    shape: tuple[Count, ...]
+    shape: Annotated[tuple[Positive, ...], msgspec.Meta(max_length=32)]
 
     @property
     def end(self) -> int:
@@ -47,12 +47,13 @@ def pack(leaves: Leaves) -> tuple[Leaves, dict[str, Any]]:
     """The same with the small ones packed, on the mesh in force; and their places, for JSON."""
     small, places = defaultdict[str, Leaves](dict), {}
     for name, leaf in leaves.items():
-        if leaf.nbytes <= LARGEST:
-            here = small[_ARRAY.format(leaf.dtype)]
-            begin = sum(other.size for other in here.values())
-            here[name] = leaf
-            places[name] = Place(array=_ARRAY.format(leaf.dtype), begin=begin, shape=leaf.shape)
+        if 0 < leaf.nbytes <= LARGEST:
+            array = f"{_FOLDER}{leaf.dtype}"
+            begin = sum(other.size for other in small[array].values())
+            small[array][name] = leaf
+            places[name] = Place(array=array, begin=begin, shape=leaf.shape)
     large = {name: leaf for name, leaf in leaves.items() if name not in places}
+    assert not large.keys() & small.keys(), "a leaf is called as packed ones are"
     packed = {array: _end_to_end(list(here.values())) for array, here in small.items()}
     return large | packed, {name: asdict(place) for name, place in places.items()}
 
@@ -73,7 +74,8 @@ class Packed:
             raise ValueError(f"its table of packed leaves is damaged ({error})") from None
         for name, place in places.items():
             array = described.get(place.array)
-            if array is None or place.end > math.prod(array.shape):
+            has = array.shape[0] if array is not None and len(array.shape) == 1 else 0
+            if place.end > has or not place.array.startswith(_FOLDER):
                 raise ValueError(f"{name!r} is not in {place.array!r}, where it is said to lie")
         return cls(places, described)
 

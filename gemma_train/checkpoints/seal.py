@@ -62,7 +62,8 @@ def is_seal(name: str) -> bool:
 
 def contents(checkpoint: epath.Path) -> list[SealedFile]:
     """The files by all seals. Raises `UserError` where one is missing, or says what cannot be."""
-    names = [one.name for one in checkpoint.iterdir() if _SEAL.fullmatch(one.name)]
+    inside = storage.patiently(lambda: list(checkpoint.iterdir()))
+    names = [one.name for one in inside if _SEAL.fullmatch(one.name)]
     if not names:
         raise Damaged(f"{str(checkpoint)!r} has no seal: it is damaged, or older than seals are")
     seals = [sidecar.read(checkpoint / name, Seal, FORMAT_VERSION, _CURE) for name in sorted(names)]

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,7 +23,7 @@ from gemma_train.checkpoints.seal import seal
 from gemma_train.config import RunConfig, record
 from gemma_train.errors import Damaged, Stalled, UserError
 from gemma_train.leaves import by_path, from_paths
-from gemma_train.mesh import is_leader, of_all
+from gemma_train.mesh import is_leader, of_all, of_leader
 from gemma_train.run_files import STATE
 from gemma_train.training.digest import digest
 from gemma_train.training.state import TrainState, abstract_state
@@ -32,6 +33,7 @@ logging.getLogger("absl").setLevel(logging.CRITICAL)  # what orbax logs it also 
 
 # Weights hardly shrink, and compressing them takes the host's time from the loop.
 _PLAIN = ocp.options.ArrayOptions(saving=ocp.options.ArrayOptions.Saving(use_compression=False))
+_LOOKED_AT = 100  # checkpoints, the newest ones, for one that is whole
 _TRIES = 5  # of the last save of a life, whose failure would lose steps
 _LONGEST_WAIT = 30.0  # seconds between them
 
@@ -71,7 +73,8 @@ class Checkpoints:
         cannot be told.
         """
         self.wait()
-        return self._folder.newest_whole(self._say, _found_by_all)
+        listed = of_leader(lambda: " ".join(map(str, self._folder.steps[-_LOOKED_AT:])))
+        return self._folder.newest_whole(self._say, _found_by_all, [*map(int, listed.split())])
 
     def go_on_from(self, step: int) -> None:
         """Move what is newer than `step`, which was passed over, out of the way."""
@@ -123,8 +126,7 @@ class Checkpoints:
     def save(self, step: int, state: TrainState, position: Position) -> None:
         """Begin to save the state after `step` steps; a save still under way is finished first."""
         self.wait()
-        marked = _all_well(self._mark(step))
-        if marked:
+        if marked := self._mark(step):
             self._failed(step, marked)
             return
         self._begun = step
@@ -175,14 +177,15 @@ class Checkpoints:
         self._thread.shutdown()
 
     def _mark(self, step: int) -> str:
-        """Mark this process's part of a save as unfinished; what goes wrong, in a line."""
-        try:
-            if self._failures and is_leader():
-                self._folder.clear_unfinished()
-            self._folder.mark(step, jax.process_index())
-        except Exception as error:
-            return _line(error)
-        return ""
+        """Mark every process's part of a save as unfinished; what goes wrong on any, in a line.
+
+        What a save before it has left is gone by then.
+        """
+        if self._failures:
+            cleared = _tried(self._folder.clear_unfinished) if is_leader() else ""
+            if line := _all_well(cleared):
+                return line
+        return _all_well(_tried(partial(self._folder.mark, step, jax.process_index())))
 
     def _begin(self, step: int, state: TrainState, position: Position) -> "Future[str]":
         beside = {
@@ -262,6 +265,15 @@ _TROUBLE = "cannot be told: "
 def _all_well(line: str) -> str:
     """What went wrong on any process; "" where nothing did on all."""
     return next(filter(None, of_all(line)), "")
+
+
+def _tried(function: Callable[[], None]) -> str:
+    """What goes wrong in it, in a line."""
+    try:
+        function()
+    except Exception as error:
+        return _line(error)
+    return ""
 
 
 def _line(error: Exception) -> str:

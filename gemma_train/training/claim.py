@@ -12,7 +12,7 @@ from gemma_train.data.images.pictures import PICTURES, kept_picture
 from gemma_train.drift import accepts, differences
 from gemma_train.errors import UserError
 from gemma_train.evaluation.captions import Answers
-from gemma_train.mesh import is_leader, of_leader
+from gemma_train.mesh import is_leader, of_all, of_leader
 from gemma_train.metrics.captions import Caption, write
 from gemma_train.run_files import CAPTIONS, RECORD, SUMMARY
 from gemma_train.tokenizer.tokenizer import Tokenizer
@@ -52,6 +52,7 @@ def claim(config: RunConfig, *, begun: bool) -> list[str]:
                 f"folder {config.folder!r} was made by another config ({shown}): choose another "
                 f"--folder, remove that one, or accept it by --accepted-changes {field}"
             )
+    of_all("compared")  # with the record as it was
     if is_leader():
         folder.mkdir(parents=True, exist_ok=True)
         (folder / SUMMARY).unlink(missing_ok=True)  # of the steps that it had before

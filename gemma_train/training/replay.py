@@ -36,8 +36,12 @@ def check_replicas(state: TrainState, number: int) -> None:
     found = by_replica(state)
     common = max(found, key=found.count)
     others = [replica for replica, one in enumerate(found) if one != common]
-    if others:
-        raise FaultyHardware(
-            f"after step {number:,} replica {others[0]} of {len(found)} holds {found[others[0]]}, "
-            f"the others {common}: replace its machines; the run goes on from its newest checkpoint"
-        )
+    if not others:
+        return
+    told = f"replica {others[0]} of {len(found)} holds {found[others[0]]}, the others {common}"
+    if len(found) == 2:
+        told = f"one of two replicas is wrong, which hold {found[0]} and {found[1]}"
+    raise FaultyHardware(
+        f"after step {number:,} {told}: replace the machines; the run goes on from its newest "
+        "checkpoint"
+    )

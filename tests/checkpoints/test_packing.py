@@ -106,6 +106,9 @@ def test_a_leaf_of_another_shape_is_refused(saved):
         {"step": {"array": "packed/int32", "begin": 1, "shape": []}},
         {"step": {"array": "packed/int32", "begin": 0, "shape": [2**62, 2**62]}},
         {"step": {"array": "packed/int64", "begin": 0, "shape": []}},
+        {"step": {"array": "model/large", "begin": 0, "shape": []}},
+        {"step": {"array": "packed/int32", "begin": 0, "shape": [0, 2**62]}},
+        {"step": {"array": "packed/int32", "begin": 0, "shape": [1] * 70}},
     ],
 )
 def test_a_table_that_cannot_be_is_one_clear_line(table, saved):

@@ -1,7 +1,7 @@
 """Small whole samples of what models and runs are read from, each the same whenever it is made."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +9,7 @@ from etils import epath
 from safetensors.numpy import load_file, save_file
 
 from gemma_train import config as configs
+from gemma_train.checkpoints.packing import PLACES, Place
 from gemma_train.checkpoints.seal import seal
 from gemma_train.config import (
     DataConfig,
@@ -119,11 +120,16 @@ def gguf(folder: Path) -> None:
 
 
 def arrays(folder: Path) -> None:
-    """Two arrays in a checkpoint."""
-    random = np.random.default_rng(0)
-    made = {"a/w": random.standard_normal((4, 3)), "b": np.arange(5, dtype=np.float32)}
+    """Two arrays in a checkpoint, in one of which two leaves are packed."""
+    random, packed = np.random.default_rng(0), "packed/float32"
+    made = {"a/w": random.standard_normal((4, 3)), packed: np.arange(5, dtype=np.float32)}
     tensors = {name: _in_memory(array) for name, array in made.items()}
-    orbax_arrays.save(epath.Path(folder / "arrays"), tensors, _silent)
+    places = {
+        "b": Place(array=packed, begin=0, shape=(2, 2)),
+        "c": Place(array=packed, begin=4, shape=()),
+    }
+    metadata = {PLACES: {name: asdict(place) for name, place in places.items()}}
+    orbax_arrays.save(epath.Path(folder / "arrays"), tensors, _silent, metadata=metadata)
 
 
 def orbax(folder: Path) -> None:

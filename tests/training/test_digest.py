@@ -85,3 +85,12 @@ def test_a_state_in_which_replicas_differ_is_refused_naming_one(mesh_of, run_on)
         leaves[path] = with_one_bit_flipped(leaves[path], devices[2].flat[1])
         with pytest.raises(FaultyHardware, match="after step 7 replica 2 of 4"):
             check_replicas(from_paths(leaves, state), 7)
+
+
+@pytest.mark.parametrize("replica", [0, 1])
+def test_of_two_replicas_none_is_blamed(mesh_of, replica):
+    with mesh_of(2, 2, 1):
+        tree, devices = tree_on_mesh(), jax.sharding.get_mesh().devices
+        tree["count"] = with_one_bit_flipped(tree["count"], devices[replica].flat[0])
+        with pytest.raises(FaultyHardware, match="after step 7 one of two replicas is wrong"):
+            check_replicas(tree, 7)
