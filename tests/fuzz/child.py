@@ -68,6 +68,7 @@ def sample_of(reader: Reader) -> Files:
 
 
 def _run(reader: Reader, task: Task, work: Work) -> None:
+    _lift_limit()
     answers, sample = Answers(work.folder, reader.name), sample_of(reader)
     shutil.rmtree(answers.files, ignore_errors=True)
     answers.files.mkdir(parents=True)
@@ -116,6 +117,12 @@ def _start_measuring() -> int:
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (_memory("VmSize") + MOST_MEMORY, hard))
     return _memory("VmRSS")
+
+
+def _lift_limit() -> None:
+    """Off with the limit of the reader before: the next one loads what it takes."""
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
 
 
 def _memory(name: str) -> int:
