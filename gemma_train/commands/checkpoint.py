@@ -12,7 +12,7 @@ from gemma_train.checkpoints.seal import SIZES_ALONE, contents, damage
 from gemma_train.errors import require
 from gemma_train.metrics.wording import count
 from gemma_train.run_files import RECORD
-from gemma_train.training.claim import only_writer
+from gemma_train.training.claim import held
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,27 +35,33 @@ def run(arguments: CheckpointArguments) -> int:
         f"{arguments.run!r} holds no {RECORD}: name the folder of a run",
     )
     if arguments.action == "prune":
-        with only_writer(arguments.run):
+        with held(arguments.run):
             return _prune(folder, arguments.keep)
     reads = slice(None) if arguments.action == "verify" else SIZES_ALONE
     table, damaged = Table("step", "files", "bytes", "state", box=None), []
     for step in folder.steps:
         found = damage(folder.checkpoint(step), reads)
         damaged += [f"checkpoint {step} is damaged: {found}"] if found else []
-        files = [] if found else contents(folder.checkpoint(step))
-        bytes_there = count(sum(file.size for file in files))
         whole = "verified" if arguments.action == "verify" else "sealed"
-        table.add_row(f"{step:,}", str(len(files)), bytes_there, "damaged" if found else whole)
+        if found:
+            table.add_row(f"{step:,}", "", "", "damaged")
+        else:
+            files = contents(folder.checkpoint(step))
+            bytes_there = count(sum(file.size for file in files))
+            table.add_row(f"{step:,}", str(len(files)), bytes_there, whole)
     for name in (*folder.unfinished, *folder.set_aside):
         table.add_row(name, "", "", "moved out of the way" if "damaged" in name else "unfinished")
-    Console(soft_wrap=True).print(table)
+    if table.row_count:
+        Console(soft_wrap=True).print(table)
+    else:
+        print(f"{folder.path} holds no checkpoint yet")
     print("\n".join(damaged), end="\n" if damaged else "")
     return int(bool(damaged))
 
 
 def _prune(folder: CheckpointFolder, keep: int) -> int:
     """Remove all but the newest whole ones: every byte of those is read first."""
-    newest = folder.newest_whole(print)
+    newest = folder.newest_whole(lambda line: None)  # each is told below
     require(newest is not None, f"{folder.path} holds no checkpoint: there is nothing to prune")
     kept, damaged = [], 0
     for step in reversed(folder.steps):

@@ -22,16 +22,25 @@ from gemma_train.tokenizer.tokenizer import Tokenizer
 def only_writer(folder: str) -> Iterator[None]:
     """Hold a run's folder; whatever ends the process lets go. Raises `UserError`, on all processes,
     where another run holds it. A bucket has no such lock."""
-    with ExitStack() as held:
+    with ExitStack() as stack:
 
         def hold() -> str:
-            if "://" not in folder:
-                place = storage.path(folder)
-                place.mkdir(parents=True, exist_ok=True)
-                held.enter_context(storage.alone(place))
+            stack.enter_context(held(folder))
             return "held"
 
         of_leader(hold)
+        yield
+
+
+@contextmanager
+def held(folder: str) -> Iterator[None]:
+    """The same for a process without a runtime."""
+    if "://" in folder:
+        yield
+        return
+    place = storage.path(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    with storage.alone(place):
         yield
 
 

@@ -33,7 +33,8 @@ class StopRequest:
     """While entered, SIGINT and SIGTERM ask for an end instead of killing the process."""
 
     def __init__(self) -> None:
-        self._requested, self._polls = False, 0
+        self._requested = self._at_once = False
+        self._polls = 0
         self._alone = jax.process_count() == 1
 
     def check(self) -> None:
@@ -41,11 +42,13 @@ class StopRequest:
 
         Of many none may leave what all are at: they end at the next step.
         """
+        self._end_at_once()
         if self._requested:
             raise Stopped
 
     def agreed(self) -> bool:
         """Whether all processes end after this step; each calls it after every step."""
+        self._end_at_once()
         if self._alone:
             return self._requested
         self._polls += 1  # no step's number: that may fall, and all would wait for it to come again
@@ -61,8 +64,12 @@ class StopRequest:
         self._handled.__exit__(*error)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if (
-            self._requested and number == signal.SIGINT
-        ):  # SIGTERM may follow a notice, or be sent twice
-            raise KeyboardInterrupt
+        # SIGTERM may follow a notice, or be sent twice.
+        self._at_once |= self._requested and number == signal.SIGINT
         self._requested = True
+        self._end_at_once()
+
+    def _end_at_once(self) -> None:
+        """Raise what a second Ctrl-C is: once more where a callback of native code swallowed it."""
+        if self._at_once:
+            raise KeyboardInterrupt
