@@ -27,6 +27,5 @@ def test_a_ctrl_c_that_a_callback_of_native_code_swallowed_comes_again(later):
         signal.raise_signal(signal.SIGINT)
         with suppress(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
             getattr(stop, later)()
