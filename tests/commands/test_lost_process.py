@@ -80,9 +80,9 @@ def test_when_one_is_frozen_the_other_says_where_it_waits_and_ends(tmp_path, wri
 def test_a_damaged_file_that_one_reads_is_passed_over_by_both(tmp_path, write_config, as_one):
     folder = tmp_path / "damaged"
     config = write_config(folder)
-    often = ("--checkpoint-every-steps", "2")
-    codes, words = ended(*start_two("train", config, *often, hit=("step", "SIGTERM")))
+    codes, words = ended(*start_two("train", config, "--checkpoint-every-steps", "2"))
     assert codes == [0, 0], words
+    (folder / "summary.json").unlink()  # else there is nothing left to do
     steps = checkpoints_of(folder)
     files = [f for f in sorted((folder / "checkpoints" / str(steps[-1])).rglob("*")) if f.is_file()]
     for file in files[:2]:  # of which each process reads one
