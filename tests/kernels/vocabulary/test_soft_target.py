@@ -149,11 +149,12 @@ def test_in_bfloat16_it_stays_near_the_dense_loss(terms, mesh, width, form, mesh
 
 
 @FORMS
+@pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("terms", ["plain", "all together"])
-def test_gradients_by_bfloat16_logits_are_right_to_their_rounding(terms, form, mesh_of):
+def test_gradients_by_bfloat16_logits_are_right_to_their_rounding(terms, sampler, form, mesh_of):
     """Apart from what else is rounded: the gradients that the kernel gives away."""
     terms, dtype = replace(TERMS[terms], soft_form=form), jnp.bfloat16
-    states, table, targets, weights = arrays = sample(12, hard_weight=True, dtype=dtype)
+    states, table, targets, weights = arrays = sample(12, sampler, hard_weight=True, dtype=dtype)
     flat = jax.tree.map(lambda x: x.reshape(ROWS * LENGTH, *x.shape[2:]), (targets, weights))
     with mesh_of():
         states_cd, table_vd = (jnp.asarray(x, dtype) for x in (states.reshape(-1, 12), table))
