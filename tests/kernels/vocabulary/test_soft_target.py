@@ -162,7 +162,9 @@ def test_gradients_by_bfloat16_logits_are_right_to_their_rounding(terms, sampler
         (loss, _), powers_cv, scale_c = chunk(states_cd, table_vd)
         wanted = expected(arrays, terms)
     powers_cv = OUTER * np.float32(powers_cv) * np.asarray(scale_c)[:, None]
-    assert_close(OUTER * loss, wanted[0], "fp32", "loss")
+    # The one-hot form rounds what equal candidates add up to (1.4e-4 here), and the loss feels it.
+    adds_up = form == "one_hot" and sampler is counts
+    assert_close(OUTER * loss, wanted[0], "bf16 gradient" if adds_up else "fp32", "loss")
     by_states, by_table = powers_cv @ table, powers_cv.T @ states.reshape(-1, 12)
     for one, other in ((by_states.reshape(states.shape), wanted[2]), (by_table, wanted[3])):
         error = np.linalg.norm(one - other) / np.linalg.norm(other)
