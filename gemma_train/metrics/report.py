@@ -67,14 +67,15 @@ def _text(file: epath.Path) -> str | None:
 
 
 def _series(lines: list[Line], name: str, kind: str = "train") -> tuple[Series, int]:
-    """The finite values of a scalar, and how many were not."""
+    """The values of a scalar that are finite as float32, which it was; and how many are not."""
     found = [
         (line["step"], line[name])
         for line in lines
         if line["kind"] == kind and isinstance(line.get(name), int | float)
     ]
     step, value = np.array(found, dtype=float).reshape(-1, 2).T
-    finite = np.isfinite(value)
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(value.astype(np.float32))
     return Series(step=step[finite], value=value[finite]), int((~finite).sum())
 
 
