@@ -81,7 +81,7 @@ def at_budget(lessons: list[Lesson], budget: float, draws: int) -> tuple[dict, i
 def page(found: dict, beyond: int, budget: float) -> str:
     """The tables of one budget."""
     head = ("sampler", "candidates", "B a token", "distinct ids", "squared error", "of it bias")
-    head += ("of it variance", "error / `priority`'s", "error as stored", "bias of the top token")
+    head += ("of it variance", "error as stored", "this / `priority`'s", "bias of the top token")
     head += (f"bias of the mass beyond rank {beyond}",)
     priority = found["priority"][1]
     targets = [_target_row(name, of[0], of[1], priority) for name, of in found.items()]
@@ -89,7 +89,7 @@ def page(found: dict, beyond: int, budget: float) -> str:
     if "loss bias" in priority:
         head = ("sampler", "bias of a token's loss (nats)", "variance of it")
         head += ("squared error of the gradient", "of it bias", "of it variance")
-        head += ("error / `priority`'s",)
+        head += ("error as stored / `priority`'s",)
         rows = [_student_row(name, of[1], priority) for name, of in found.items()]
         parts += ["A student's loss, and its gradient with respect to the final states:"]
         parts += [markdown(head, rows)]
@@ -103,8 +103,8 @@ def _target_row(name: str, sampler, figures: Figures, priority: Figures) -> tupl
         f"{figures['bytes'].mean():.1f}",
         f"{figures['distinct'].mean():.1f}",
         *(power(mean(figures[column])) for column in ("error", "bias", "variance")),
-        times(ratio(figures["error"], priority["error"])),
         power(mean(figures["stored error"])),
+        times(ratio(figures["stored error"], priority["stored error"])),
         signed(mean(figures["top"])),
         signed(mean(figures["beyond"])),
     )
@@ -117,7 +117,7 @@ def _student_row(name: str, figures: Figures, priority: Figures) -> tuple[str, .
         signed(mean(figures["loss bias"])),
         power(mean(figures["loss variance"])),
         *(power(mean(figures[column])) for column in columns),
-        times(ratio(figures["gradient error"], priority["gradient error"])),
+        times(ratio(figures["stored gradient error"], priority["stored gradient error"])),
     )
 
 

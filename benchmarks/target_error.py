@@ -90,16 +90,17 @@ def nearest_size(kind: type[Kept], lessons: list[Lesson], budget: float) -> Kept
 def measured(
     lessons: list[Lesson], sampler: Kept, *, draws: int, beyond: int
 ) -> dict[str, np.ndarray]:
-    """Each figure by its name, one a row: see `_figures`, and two of the store.
+    """Each figure by its name, one a row: see `_figures`, of what is drawn; then of the store.
 
-    `bytes` a token, and the squared error of what is read back from the store.
+    `bytes` a token, and as `stored ...` the same figures of what is read back from it.
     """
     rows = []
     for number, lesson in enumerate(lessons):
         found = drawn(lesson, sampler, number, draws=draws)
         back, size = stored(lesson, sampler, found)
         figures = _row_figures(lesson, found, beyond)
-        figures["stored error"] = _row_figures(lesson, back, beyond)["error"]
+        of_store = _row_figures(lesson, back, beyond).items()
+        figures |= {f"stored {name}": value for name, value in of_store}
         rows.append(figures | {"bytes": size})
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 

@@ -4,13 +4,19 @@ A position's candidates are sorted; the steps from one to the next are cut into 
 zstandard's entropy coder, its checksum on, brings them within 1 % of the fewest bits that a set of
 ids can have (Gemma's vocabulary, 256 of 262,144: 372 B; sorted by weight they would need 576).
 
-A weight is 8 bits: equal steps of its square root from 1 down to 0.04, quarter nats below. The
+A weight is 8 bits: equal steps of its square root, and quarter nats where these are finer. The
 Kullback-Leibler divergence, p (dlog p)^2 / 2, is spread evenly over candidates by the square root,
-so that these 160 B a token cost 4e-4 nats, where steps of 1/8 nat take 188 B for 5e-4. Codes keep a
-position's sum: 1, or for `Priority`, which is unbiased, one that is stored.
+so that these 160 B a token cost 4e-4 nats, where steps of 1/8 nat take 188 B for 5e-4. The sum is 1
+again afterwards.
+
+`Priority` is unbiased and stays so: a weight goes to the code above or below it at random, in the
+mean to itself, and tau to a bfloat16. Its steps are half of 1 / candidates: they add some percent
+to the variance of the drawing, and what they save pays for more candidates.
 """
 
+import zlib
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
@@ -21,12 +27,8 @@ from gemma_train.data.example import Row
 from gemma_train.errors import require
 from gemma_train.samplers import Counts, Dense, Priority, Sampler
 
-_ROOTS, _QUARTER_NATS = 193, 62
-_VALUES = np.concatenate(  # of code 1 and up, falling; code 0 is apart
-    [(1 - np.arange(_ROOTS) / 200) ** 2, 0.0016 * np.exp(-np.arange(1, _QUARTER_NATS + 1) / 4)]
-)
-_RISING_BORDERS = np.sqrt(_VALUES[1:] * _VALUES[:-1])[::-1].astype(np.float32)
-_FLOOR, _SUM = np.dtype("<f4"), np.dtype("<f2")
+_FEWEST_STEPS, _MOST_STEPS = 16, 200  # of the square root, from 1 down to 0
+_QUARTER_NATS = 62  # codes below the square root's
 _LEVEL = 1  # of zstandard: higher ones look for repeats where there are none, and code no better
 
 
@@ -57,15 +59,14 @@ class Codec:
             raise ValueError("a weight is negative or no number")
         if ids.size and not 0 <= ids.min() <= ids.max() < self.vocabulary:
             raise ValueError(f"a candidate is none of {self.vocabulary:,} ids")
-        codes, floors, sums = self._quantised(weights)
+        codes, taus = self._quantised(weights, _random(ids, weights))
         # One sort of both: it is vectorised, which sorting by a key of its own is not.
         both = np.sort((ids.astype(np.int64) << 8) | codes, axis=1)
         steps = np.diff(both >> 8, axis=1, prepend=0)
         planes = [
             np.packbits(taught),
             *_cut(row.tokens, self._id_bytes),
-            floors,
-            sums,
+            *_cut(taus, 2),
             *_cut(steps, self._id_bytes),
             both.astype(np.uint8) if self.weights != "equal" else codes[:0],
         ]
@@ -81,14 +82,13 @@ class Codec:
         count = int(taught.sum())
         size, shape = count * self.candidates, (count, self.candidates)
         some = count if self.weights == "priority" else 0
-        floors = _read(next(frames), 4 * some).view(_FLOOR)
-        sums = _read(next(frames), 2 * some).view(_SUM)
+        taus = _joined([_read(next(frames), some) for _ in range(2)])
         ids = _joined([_read(next(frames), size) for _ in range(self._id_bytes)]).reshape(shape)
         ids = np.cumsum(ids, axis=1, dtype=np.int64)
         if ids.size and not 0 <= ids.min() <= ids.max() < self.vocabulary:
             raise ValueError("it holds ids beyond the vocabulary")
         codes = _read(next(frames), size * (self.weights != "equal"))
-        weights = self._weights(codes.reshape(-1, self.candidates), floors, sums, shape)
+        weights = self._weights(codes.reshape(-1, self.candidates), taus, shape)
         return RowTargets(
             tokens=tokens,
             taught=taught,
@@ -100,45 +100,52 @@ class Codec:
     def estimated_bytes(self) -> int:
         """About what a token takes with ids spread evenly over the vocabulary: rather too much."""
         share = max(1.0, self.vocabulary / self.candidates)
-        code = {"normalised": 6.0, "equal": 0.0, "priority": 3.4}[self.weights]
+        code = {"normalised": 6.0, "equal": 0.0, "priority": 2.6}[self.weights]
         bits = self.candidates * (np.log2(np.e * share) + code)
-        return int(bits / 8) + 6 * (self.weights == "priority") + self._id_bytes + 1
+        return int(bits / 8) + 2 * (self.weights == "priority") + self._id_bytes + 1
 
     @property
     def _id_bytes(self) -> int:
         return (max(1, self.vocabulary - 1).bit_length() + 7) // 8
 
-    def _quantised(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(codes, each position's weight of code 0, the sum of the others): see `_weights`."""
-        codes = _VALUES.size - np.searchsorted(_RISING_BORDERS, weights).astype(np.uint8)
-        floors, sums = np.zeros(0, _FLOOR), np.zeros(0, _SUM)
+    @property
+    def _values(self) -> np.ndarray:
+        steps = 2 * self.candidates if self.weights == "priority" else _MOST_STEPS
+        return _values(min(max(steps, _FEWEST_STEPS), _MOST_STEPS))
+
+    def _quantised(
+        self, weights: np.ndarray, random: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(codes, the bits of each position's tau): see `_weights`."""
         match self.weights:
             case "normalised":
-                codes[weights == 0] = 0
+                return np.where(weights == 0, 0, _nearest(weights, self._values)), _NONE
             case "equal":
                 if not np.allclose(weights, 1 / self.candidates, rtol=1e-5, atol=0):
                     raise ValueError(f"a weight is not 1 / {self.candidates}")
-                codes[:] = 0
+                return np.zeros(weights.shape, np.uint8), _NONE
             case "priority":  # those at tau are the smallest and, unless there are none, equal
-                floors = weights.min(axis=1, initial=np.inf).astype(_FLOOR)
-                is_floor = weights == floors[:, None]
-                codes[is_floor] = 0
-                sums = np.where(is_floor, 0, weights).sum(axis=1).astype(_SUM)
-        return codes, floors, sums
+                taus = weights.min(axis=1, initial=np.inf)
+                codes = _at_random(weights, self._values, random)
+                codes[weights == taus[:, None]] = 0
+                up = random.integers(1 << 16, size=taus.shape, dtype=np.uint32)
+                return codes, (taus.view(np.uint32) + up) >> 16
 
-    def _weights(
-        self, codes: np.ndarray, floors: np.ndarray, sums: np.ndarray, shape: tuple[int, int]
-    ) -> np.ndarray:
-        """float32; those of codes above 0 are scaled to their sum, which is 1 but for priority."""
+    def _weights(self, codes: np.ndarray, taus: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+        """float32; code 0 is 0, or priority's tau."""
         if self.weights == "equal":
             return np.full(shape, 1 / self.candidates, np.float32)
-        weights = _DECODED[codes]
-        found = weights.sum(axis=1, keepdims=True)
-        due = sums[:, None].astype(np.float32) if self.weights == "priority" else np.float32(1)
-        weights *= due / np.where(found > 0, found, 1)
+        values = np.concatenate([[np.float32(0)], self._values])
+        if codes.max(initial=0) >= values.size:
+            raise ValueError("it holds codes beyond the last")
+        weights = values[codes]
         if self.weights == "priority":
-            np.copyto(weights, floors[:, None], where=codes == 0)
-        return weights
+            floats = (taus << 16).view(np.float32)
+            if not (np.isfinite(floats) & (floats >= 0)).all():
+                raise ValueError("a weight is negative or no number")
+            return np.where(codes == 0, floats[:, None], weights)
+        found = weights.sum(axis=1, keepdims=True)
+        return weights / np.where(found > 0, found, 1)
 
     def _frames(self, record: bytes) -> list[memoryview]:
         count = 4 + 2 * self._id_bytes
@@ -149,7 +156,34 @@ class Codec:
         return [view[start:end] for start, end in pairwise(starts)]
 
 
-_DECODED = np.concatenate([[0.0], _VALUES]).astype(np.float32)
+_NONE = np.zeros(0, np.uint32)
+
+
+@cache
+def _values(steps: int) -> np.ndarray:
+    """float32, of code 1 and up, falling: a step of the square root is a quarter nat at 8 steps."""
+    roots = (np.arange(steps, 7, -1) / steps) ** 2
+    return np.float32([*roots, *roots[-1] * np.exp(-np.arange(1, _QUARTER_NATS + 1) / 4)])
+
+
+def _nearest(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The codes nearest weights, by ratio."""
+    borders = np.sqrt(values[1:] * values[:-1])[::-1]
+    return (values.size - np.searchsorted(borders, weights)).astype(np.uint8)
+
+
+def _at_random(weights: np.ndarray, values: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """The code below a weight or the one above it, whose mean is the weight."""
+    rising = values[::-1]
+    above = np.searchsorted(rising, weights).clip(1, values.size - 1)
+    low, high = rising[above - 1], rising[above]
+    goes_up = random.random(weights.shape, np.float32) < (weights - low) / (high - low)
+    return (values.size - (above - 1 + goes_up)).astype(np.uint8)
+
+
+def _random(ids: np.ndarray, weights: np.ndarray) -> np.random.Generator:
+    """Of the targets themselves: what is encoded twice is the same twice."""
+    return np.random.default_rng([zlib.crc32(np.ascontiguousarray(of)) for of in (ids, weights)])
 
 
 def codec(sampler: Sampler, *, vocabulary: int, length: int) -> Codec:
