@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 from gemma_train.kernels.vocabulary.chunk import soft_chunk
 from gemma_train.kernels.vocabulary.loss import vocabulary_loss
@@ -149,17 +150,36 @@ def test_in_bfloat16_it_stays_near_the_dense_loss(terms, mesh, width, form, mesh
 
 
 @FORMS
+@pytest.mark.parametrize("devices", [1, 2, 4])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("terms", ["plain", "all together"])
-def test_gradients_by_bfloat16_logits_are_right_to_their_rounding(terms, sampler, form, mesh_of):
+def test_gradients_by_bfloat16_logits_are_right_to_their_rounding(
+    terms, sampler, devices, form, mesh_of
+):
     """Apart from what else is rounded: the gradients that the kernel gives away."""
     terms, dtype = replace(TERMS[terms], soft_form=form), jnp.bfloat16
     states, table, targets, weights = arrays = sample(12, sampler, hard_weight=True, dtype=dtype)
     flat = jax.tree.map(lambda x: x.reshape(ROWS * LENGTH, *x.shape[2:]), (targets, weights))
-    with mesh_of():
+
+    def chunk(states_cd, table_vd, targets, weights_c):
+        here = targets.of_chunk(jax.lax.axis_index("seq") * len(table_vd))
+        (loss, _), powers_cv, scale_c, _ = soft_chunk(
+            states_cd, table_vd, here, weights_c, terms, ["seq"]
+        )
+        return loss, powers_cv, scale_c
+
+    whole, rows = PartitionSpec(), PartitionSpec("seq")
+    with mesh_of(seq=devices):
+        split = jax.shard_map(
+            chunk,
+            in_specs=(whole, rows, whole, whole),
+            out_specs=(whole, PartitionSpec(None, "seq"), whole),
+            check_vma=False,
+        )
         states_cd, table_vd = (jnp.asarray(x, dtype) for x in (states.reshape(-1, 12), table))
-        chunk = jax.jit(lambda *x: soft_chunk(*x, flat[0].of_chunk(0), flat[1], terms, [])[:3])
-        (loss, _), powers_cv, scale_c = chunk(states_cd, table_vd)
+        loss, powers_cv, scale_c = jax.jit(split)(
+            states_cd, jax.sharding.reshard(table_vd, rows), *flat
+        )
         wanted = expected(arrays, terms)
     powers_cv = OUTER * np.float32(powers_cv) * np.asarray(scale_c)[:, None]
     # The one-hot form rounds what equal candidates add up to (1.4e-4 here), and the loss feels it.
