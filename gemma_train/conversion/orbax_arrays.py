@@ -49,6 +49,14 @@ def load(checkpoint: epath.Path, wanted: dict[str, Any]) -> dict[str, Any]:
         raise _unreadable(checkpoint, error) from error
 
 
+def metadata(checkpoint: epath.Path) -> dict[str, Any]:
+    """What was kept beside the arrays. Raises `UserError` where it cannot be read."""
+    try:
+        return dict(ocp.metadata(checkpoint.absolute()).custom_metadata or {})
+    except Exception as error:
+        raise _unreadable(checkpoint, error) from error
+
+
 def _cut(place: Place, whole: dict[str, Callable[[], np.ndarray]]) -> np.ndarray:
     return place.of(whole[place.array]())
 

@@ -18,9 +18,10 @@ import tenacity
 from orbax.checkpoint import v1 as ocp
 
 from gemma_train.checkpoints.folder import CheckpointFolder
-from gemma_train.checkpoints.packing import PLACES, Packed, pack
+from gemma_train.checkpoints.packing import PLACES, pack
 from gemma_train.checkpoints.seal import seal
 from gemma_train.config import RunConfig, record
+from gemma_train.conversion import orbax_arrays
 from gemma_train.errors import Damaged, Stalled, UserError
 from gemma_train.leaves import by_path, from_paths
 from gemma_train.mesh import is_leader, of_all, of_leader
@@ -90,17 +91,14 @@ class Checkpoints:
         """
         like, place = abstract_state(self._config), self._folder.checkpoint(step)
         try:
-            described = ocp.checkpointables_metadata(place)
-            kept: Any = described.custom_metadata
-            packed = Packed.told(kept, described.metadata[STATE])
-            wanted = {STATE: packed.arrays(by_path(like))}
-            loaded = ocp.load_checkpointables(place, wanted)[STATE]
-            state = from_paths(packed.unpack(loaded, by_path(like)), like)
+            state = from_paths(orbax_arrays.load(place, by_path(like)), like)
+            kept = orbax_arrays.metadata(place)
             position = Position(**kept["position"])
             saved_as, made_by = kept["digest"], kept["versions"]
         except Exception as error:
+            told = f"checkpoint {place} cannot be read: {_line(error)}"
             raise Damaged(
-                f"checkpoint {place} cannot be read: {_line(error)}; if it is damaged, move that "
+                f"{error if isinstance(error, UserError) else told}; if it is damaged, move that "
                 "folder away to go on from the one before"
             ) from error
         found = digest(state)
