@@ -71,6 +71,8 @@ def _all(cases: Mapping[str, int], seed: int) -> list[Result]:
             results.append(result)
             seconds.append(time.monotonic() - begin)
             _tell(console, result.findings)
+            if not console.is_terminal:  # which would show the bars
+                console.print(f"{name}: {result.inputs:,} inputs, {len(result.findings)} findings")
     console.print(_table(results, seconds))
     return results
 
