@@ -52,7 +52,8 @@ def load(checkpoint: epath.Path, wanted: dict[str, Any]) -> dict[str, Any]:
 def metadata(checkpoint: epath.Path) -> dict[str, Any]:
     """What was kept beside the arrays. Raises `UserError` where it cannot be read."""
     try:
-        return dict(ocp.metadata(checkpoint.absolute()).custom_metadata or {})
+        found: Any = ocp.metadata(checkpoint.absolute())
+        return found.custom_metadata or {}
     except Exception as error:
         raise _unreadable(checkpoint, error) from error
 

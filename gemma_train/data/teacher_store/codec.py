@@ -163,7 +163,8 @@ _NONE = np.zeros(0, np.uint32)
 def _values(steps: int) -> np.ndarray:
     """float32, of code 1 and up, falling: a step of the square root is a quarter nat at 8 steps."""
     roots = (np.arange(steps, 7, -1) / steps) ** 2
-    return np.float32([*roots, *roots[-1] * np.exp(-np.arange(1, _QUARTER_NATS + 1) / 4)])
+    falling = roots[-1] * np.exp(-np.arange(1, _QUARTER_NATS + 1) / 4)
+    return np.concatenate([roots, falling]).astype(np.float32)
 
 
 def _nearest(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
