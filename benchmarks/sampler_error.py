@@ -4,8 +4,9 @@
     python -m benchmarks.sampler_error --power-law 1.3 --vocabulary 262144 --rows 4 --draws 4
 
 For each sampler it finds how many candidates take a budget of bytes a token in a store, by encoding
-them; then it draws the targets of held-out rows several times and holds them against the teacher's
-whole distribution. With a student, also what they make of its loss and of its gradient.
+them; then it draws the targets of held-out rows several times and holds what a store gives back of
+them against the teacher's whole distribution. With a student, also what they make of its loss and
+of its gradient.
 """
 
 import argparse
@@ -81,7 +82,7 @@ def at_budget(lessons: list[Lesson], budget: float, draws: int) -> tuple[dict, i
 def page(found: dict, beyond: int, budget: float) -> str:
     """The tables of one budget."""
     head = ("sampler", "candidates", "B a token", "distinct ids", "squared error", "of it bias")
-    head += ("of it variance", "error as stored", "this / `priority`'s", "bias of the top token")
+    head += ("of it variance", "error / `priority`'s", "error as drawn", "bias of the top token")
     head += (f"bias of the mass beyond rank {beyond}",)
     priority = found["priority"][1]
     targets = [_target_row(name, of[0], of[1], priority) for name, of in found.items()]
@@ -89,7 +90,7 @@ def page(found: dict, beyond: int, budget: float) -> str:
     if "loss bias" in priority:
         head = ("sampler", "bias of a token's loss (nats)", "variance of it")
         head += ("squared error of the gradient", "of it bias", "of it variance")
-        head += ("error as stored / `priority`'s",)
+        head += ("error / `priority`'s",)
         rows = [_student_row(name, of[1], priority) for name, of in found.items()]
         parts += ["A student's loss, and its gradient with respect to the final states:"]
         parts += [markdown(head, rows)]
@@ -102,20 +103,20 @@ def _target_row(name: str, sampler, figures: Figures, priority: Figures) -> tupl
         str(sampler.candidates),
         f"{figures['bytes'].mean():.1f}",
         f"{figures['distinct'].mean():.1f}",
-        *(power(mean(figures[column])) for column in ("error", "bias", "variance")),
-        power(mean(figures["stored error"])),
+        *(power(mean(figures[f"stored {name}"])) for name in ("error", "bias", "variance")),
         times(ratio(figures["stored error"], priority["stored error"])),
-        signed(mean(figures["top"])),
-        signed(mean(figures["beyond"])),
+        power(mean(figures["error"])),
+        signed(mean(figures["stored top"])),
+        signed(mean(figures["stored beyond"])),
     )
 
 
 def _student_row(name: str, figures: Figures, priority: Figures) -> tuple[str, ...]:
-    columns = ("gradient error", "gradient bias", "gradient variance")
+    columns = [f"stored gradient {name}" for name in ("error", "bias", "variance")]
     return (
         f"`{name}`",
-        signed(mean(figures["loss bias"])),
-        power(mean(figures["loss variance"])),
+        signed(mean(figures["stored loss bias"])),
+        power(mean(figures["stored loss variance"])),
         *(power(mean(figures[column])) for column in columns),
         times(ratio(figures["stored gradient error"], priority["stored gradient error"])),
     )

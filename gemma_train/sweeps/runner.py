@@ -17,14 +17,15 @@ from gemma_train.checkpoints.folder import CheckpointFolder
 from gemma_train.config import read_record, record
 from gemma_train.drift import differences
 from gemma_train.errors import require
-from gemma_train.losses.distillation import Distillation, Stored
+from gemma_train.losses.distillation import Distillation, Online, Stored
 from gemma_train.metrics.wording import duration
-from gemma_train.run_files import RECORD, SUMMARY
+from gemma_train.run_files import RECORD, SUMMARY, TEACHER
 from gemma_train.sweeps import plot, tables
 from gemma_train.sweeps.child import Interruption, last_line, run_logged
 from gemma_train.sweeps.lock import Lock, alone
 from gemma_train.sweeps.results import Result, State, groups, result, summary
 from gemma_train.sweeps.sweep import TEACH, Run, Sweep
+from gemma_train.teachers.identity import taught_by
 
 LOG = "log.txt"
 PLAIN = {"markup": False, "highlight": False, "soft_wrap": True}
@@ -110,6 +111,7 @@ def run_all(sweep: Sweep, chosen: Sequence[Run], console: Console) -> list[Failu
 
 def write_results(sweep: Sweep, failures: dict[str, Failure] | None = None) -> list[Result]:
     """Write the tables, and the plot where there is something to draw, from what is on disk."""
+    _check_teachers(sweep.placed)
     results = []
     for run in sweep.placed:
         state = state_of(run)
@@ -125,6 +127,30 @@ def write_results(sweep: Sweep, failures: dict[str, Failure] | None = None) -> l
         for name, content in plot.drawn(sweep, found).items():
             storage.write_whole(folder / name, content)
     return results
+
+
+def _check_teachers(runs: Sequence[Run]) -> None:
+    """Raise `UserError` where runs of one table learned from different teachers of one name.
+
+    A store that they share says itself whose it is.
+    """
+    first: dict[tuple[str, int | None], tuple[Run, str]] = {}
+    for run in runs:
+        loss = run.config.loss
+        if not (isinstance(loss, Distillation) and isinstance(loss.teacher, Online)):
+            continue
+        there = taught_by(run.config.folder)
+        if there is None:
+            continue
+        name = loss.teacher.weights, loss.teacher.step
+        other, was = first.setdefault(name, (run, there.sha256))
+        require(
+            was == there.sha256,
+            f"runs {other.name!r} and {run.name!r} learned from different teachers, both called "
+            f"{name[0]!r} (SHA-256 {was[:12]}... and {there.sha256[:12]}... in their {TEACHER}): "
+            f"remove the folder of the one whose teacher is gone, {other.config.folder!r} or "
+            f"{run.config.folder!r}",
+        )
 
 
 def _make(run: Run, lock: Lock, stop: Interruption, progress: Progress) -> Failure | None:

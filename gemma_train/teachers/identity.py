@@ -94,6 +94,12 @@ def keep_teacher(config: RunConfig, weights: Weights | None, *, begun: bool) -> 
         storage.write_whole(file, json.dumps(asdict(here), indent=2) + "\n")
 
 
+def taught_by(folder: str) -> Identity | None:
+    """Who taught a run in its step; None where nobody has yet. Raises `UserError` for garbage."""
+    file = storage.path(folder) / TEACHER
+    return _read(file) if file.exists() else None
+
+
 def _check_same(config: RunConfig, there: Identity, here: Identity) -> None:
     found = [
         f"{name} was {getattr(there, name)!r}, is {getattr(here, name)!r}"

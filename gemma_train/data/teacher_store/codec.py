@@ -3,33 +3,24 @@
 A position's candidates are sorted; the steps from one to the next are cut into byte planes, and
 zstandard's entropy coder, its checksum on, brings them within 1 % of the fewest bits that a set of
 ids can have (Gemma's vocabulary, 256 of 262,144: 372 B; sorted by weight they would need 576).
-
-A weight is 8 bits: equal steps of its square root, and quarter nats where these are finer. The
-Kullback-Leibler divergence, p (dlog p)^2 / 2, is spread evenly over candidates by the square root,
-so that these 160 B a token cost 4e-4 nats, where steps of 1/8 nat take 188 B for 5e-4. The sum is 1
-again afterwards.
-
-`Priority` is unbiased and stays so: a weight goes to the code above or below it at random, in the
-mean to itself, and tau to a bfloat16. Its steps are half of 1 / candidates: they add some percent
-to the variance of the drawing, and what they save pays for more candidates.
+What a weight becomes is told in `weight_codes.py`.
 """
 
-import zlib
 from dataclasses import dataclass
-from functools import cache
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import zstandard
 
 from gemma_train.data.example import Row
+from gemma_train.data.teacher_store.weight_codes import WeightCodes, weight_codes
 from gemma_train.errors import require
-from gemma_train.samplers import Counts, Dense, Priority, Sampler
+from gemma_train.samplers import Dense, Sampler
 
-_FEWEST_STEPS, _MOST_STEPS = 16, 200  # of the square root, from 1 down to 0
-_QUARTER_NATS = 62  # codes below the square root's
 _LEVEL = 1  # of zstandard: higher ones look for repeats where there are none, and code no better
+
+_FRAME_BYTES = 40  # of a frame beside what it packs: its length, head, checksum and table
 
 
 class RowTargets(NamedTuple):
@@ -45,7 +36,7 @@ class RowTargets(NamedTuple):
 class Codec:
     """Encodes and decodes the rows of one store. Its errors are `ValueError`s."""
 
-    weights: Literal["normalised", "equal", "priority"]
+    weights: WeightCodes
     candidates: int
     vocabulary: int
     length: int
@@ -59,16 +50,16 @@ class Codec:
             raise ValueError("a weight is negative or no number")
         if ids.size and not 0 <= ids.min() <= ids.max() < self.vocabulary:
             raise ValueError(f"a candidate is none of {self.vocabulary:,} ids")
-        codes, taus = self._quantised(weights, _random(ids, weights))
+        codes, units = self.weights.encode(weights, ids)
         # One sort of both: it is vectorised, which sorting by a key of its own is not.
-        both = np.sort((ids.astype(np.int64) << 8) | codes, axis=1)
-        steps = np.diff(both >> 8, axis=1, prepend=0)
+        both = np.sort((ids.astype(np.int64) << 24) | codes, axis=1)
+        steps = np.diff(both >> 24, axis=1, prepend=0)
         planes = [
             np.packbits(taught),
             *_cut(row.tokens, self._id_bytes),
-            *_cut(taus, 2),
+            *_cut(units, self.weights.unit_bytes),
             *_cut(steps, self._id_bytes),
-            both.astype(np.uint8) if self.weights != "equal" else codes[:0],
+            *_cut(both, self.weights.code_bytes),
         ]
         compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True)
         frames = [compressor.compress(np.ascontiguousarray(plane).tobytes()) for plane in planes]
@@ -77,18 +68,20 @@ class Codec:
     def decode(self, record: bytes) -> RowTargets:
         """What `encode` was given, weights within the codes' precision. Damage is found."""
         frames = iter(self._frames(record))
+
+        def read(planes: int, size: int) -> np.ndarray:
+            return _joined([_read(next(frames), size) for _ in range(planes)], size)
+
         taught = np.unpackbits(_read(next(frames), -(-self.length // 8)), count=self.length) > 0
-        tokens = _joined([_read(next(frames), self.length) for _ in range(self._id_bytes)])
+        tokens = read(self._id_bytes, self.length)
         count = int(taught.sum())
         size, shape = count * self.candidates, (count, self.candidates)
-        some = count if self.weights == "priority" else 0
-        taus = _joined([_read(next(frames), some) for _ in range(2)])
-        ids = _joined([_read(next(frames), size) for _ in range(self._id_bytes)]).reshape(shape)
-        ids = np.cumsum(ids, axis=1, dtype=np.int64)
+        units = read(self.weights.unit_bytes, count)
+        ids = np.cumsum(read(self._id_bytes, size).reshape(shape), axis=1, dtype=np.int64)
         if ids.size and not 0 <= ids.min() <= ids.max() < self.vocabulary:
             raise ValueError("it holds ids beyond the vocabulary")
-        codes = _read(next(frames), size * (self.weights != "equal"))
-        weights = self._weights(codes.reshape(-1, self.candidates), taus, shape)
+        codes = read(self.weights.code_bytes, size)
+        weights = self.weights.decode(codes.reshape(shape), units)
         return RowTargets(
             tokens=tokens,
             taught=taught,
@@ -100,91 +93,25 @@ class Codec:
     def estimated_bytes(self) -> int:
         """About what a token takes with ids spread evenly over the vocabulary: rather too much."""
         share = max(1.0, self.vocabulary / self.candidates)
-        code = {"normalised": 6.0, "equal": 0.0, "priority": 2.6}[self.weights]
-        bits = self.candidates * (np.log2(np.e * share) + code)
-        return int(bits / 8) + 2 * (self.weights == "priority") + self._id_bytes + 1
+        bits = self.candidates * (np.log2(np.e * share) + self.weights.bits)
+        rest = self.weights.unit_bytes + self._id_bytes + 1
+        return int(bits / 8 + rest + self._frame_count * _FRAME_BYTES / self.length)
 
     @property
     def _id_bytes(self) -> int:
         return (max(1, self.vocabulary - 1).bit_length() + 7) // 8
 
     @property
-    def _values(self) -> np.ndarray:
-        steps = 2 * self.candidates if self.weights == "priority" else _MOST_STEPS
-        return _values(min(max(steps, _FEWEST_STEPS), _MOST_STEPS))
-
-    def _quantised(
-        self, weights: np.ndarray, random: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """(codes, the bits of each position's tau): see `_weights`."""
-        match self.weights:
-            case "normalised":
-                return np.where(weights == 0, 0, _nearest(weights, self._values)), _NONE
-            case "equal":
-                if not np.allclose(weights, 1 / self.candidates, rtol=1e-5, atol=0):
-                    raise ValueError(f"a weight is not 1 / {self.candidates}")
-                return np.zeros(weights.shape, np.uint8), _NONE
-            case "priority":  # those at tau are the smallest and, unless there are none, equal
-                taus = weights.min(axis=1, initial=np.inf)
-                codes = _at_random(weights, self._values, random)
-                codes[weights == taus[:, None]] = 0
-                up = random.integers(1 << 16, size=taus.shape, dtype=np.uint32)
-                return codes, (taus.view(np.uint32) + up) >> 16
-
-    def _weights(self, codes: np.ndarray, taus: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-        """float32; code 0 is 0, or priority's tau."""
-        if self.weights == "equal":
-            return np.full(shape, 1 / self.candidates, np.float32)
-        values = np.concatenate([[np.float32(0)], self._values])
-        if codes.max(initial=0) >= values.size:
-            raise ValueError("it holds codes beyond the last")
-        weights = values[codes]
-        if self.weights == "priority":
-            floats = (taus << 16).view(np.float32)
-            if not (np.isfinite(floats) & (floats >= 0)).all():
-                raise ValueError("a weight is negative or no number")
-            return np.where(codes == 0, floats[:, None], weights)
-        found = weights.sum(axis=1, keepdims=True)
-        return weights / np.where(found > 0, found, 1)
+    def _frame_count(self) -> int:
+        return 1 + 2 * self._id_bytes + self.weights.unit_bytes + self.weights.code_bytes
 
     def _frames(self, record: bytes) -> list[memoryview]:
-        count = 4 + 2 * self._id_bytes
+        count = self._frame_count
         ends = 4 * count + np.cumsum(np.frombuffer(record[: 4 * count], "<u4").astype(np.int64))
         if ends.size != count or ends[-1] != len(record):
             raise ValueError("its length is wrong")
         view, starts = memoryview(record), [4 * count, *ends.tolist()]
         return [view[start:end] for start, end in pairwise(starts)]
-
-
-_NONE = np.zeros(0, np.uint32)
-
-
-@cache
-def _values(steps: int) -> np.ndarray:
-    """float32, of code 1 and up, falling: a step of the square root is a quarter nat at 8 steps."""
-    roots = (np.arange(steps, 7, -1) / steps) ** 2
-    falling = roots[-1] * np.exp(-np.arange(1, _QUARTER_NATS + 1) / 4)
-    return np.concatenate([roots, falling]).astype(np.float32)
-
-
-def _nearest(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """The codes nearest weights, by ratio."""
-    borders = np.sqrt(values[1:] * values[:-1])[::-1]
-    return (values.size - np.searchsorted(borders, weights)).astype(np.uint8)
-
-
-def _at_random(weights: np.ndarray, values: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """The code below a weight or the one above it, whose mean is the weight."""
-    rising = values[::-1]
-    above = np.searchsorted(rising, weights).clip(1, values.size - 1)
-    low, high = rising[above - 1], rising[above]
-    goes_up = random.random(weights.shape, np.float32) < (weights - low) / (high - low)
-    return (values.size - (above - 1 + goes_up)).astype(np.uint8)
-
-
-def _random(ids: np.ndarray, weights: np.ndarray) -> np.random.Generator:
-    """Of the targets themselves: what is encoded twice is the same twice."""
-    return np.random.default_rng([zlib.crc32(np.ascontiguousarray(of)) for of in (ids, weights)])
 
 
 def codec(sampler: Sampler, *, vocabulary: int, length: int) -> Codec:
@@ -194,13 +121,11 @@ def codec(sampler: Sampler, *, vocabulary: int, length: int) -> Codec:
         f"loss.sampler is {sampler!r}: all of the vocabulary is too much to store; choose another, "
         "or an online teacher",
     )
-    weights = "normalised"
-    if isinstance(sampler, Counts):
-        weights = "equal"
-    if isinstance(sampler, Priority):
-        weights = "priority"
     return Codec(
-        weights=weights, candidates=sampler.candidates, vocabulary=vocabulary, length=length
+        weights=weight_codes(sampler),
+        candidates=sampler.candidates,
+        vocabulary=vocabulary,
+        length=length,
     )
 
 
@@ -209,10 +134,10 @@ def _cut(values: np.ndarray, count: int) -> list[np.ndarray]:
     return [(values >> (8 * byte)).astype(np.uint8) for byte in range(count)]
 
 
-def _joined(planes: list[np.ndarray]) -> np.ndarray:
-    """The inverse of `_cut`, as int32."""
-    values = planes[0].astype(np.int32)
-    for byte, plane in enumerate(planes[1:], 1):
+def _joined(planes: list[np.ndarray], size: int) -> np.ndarray:
+    """The inverse of `_cut`, as int32; zeros of no plane."""
+    values = np.zeros(size, np.int32)
+    for byte, plane in enumerate(planes):
         if plane.any():
             values |= plane.astype(np.int32) << (8 * byte)
     return values

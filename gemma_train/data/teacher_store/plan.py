@@ -64,8 +64,14 @@ class Plan:
             return self.there
         before = dict(enumerate(self.there.shards)) if self.there else {}
         shards = tuple(shard for _, shard in sorted((before | finished).items()))
-        datasets = [read_rows(self.folder, n, shard)[:, 0] for n, shard in enumerate(shards)]
-        counts = np.bincount(np.concatenate(datasets), minlength=len(self.head.lesson.datasets))
+        found = [read_rows(self.folder, n, shard)[:, 0] for n, shard in enumerate(shards)]
+        number, datasets = np.concatenate(found), len(self.head.lesson.datasets)
+        require(
+            number.max(initial=0) < datasets,
+            f"teacher store {self.folder!r} has rows of dataset {number.max(initial=0)}, and "
+            f"learns from {datasets}: {AGAIN}",
+        )
+        counts = np.bincount(number, minlength=datasets)
         description = Description(
             head=self.head,
             stream_rows=self.stream_rows,

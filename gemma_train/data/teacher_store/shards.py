@@ -28,7 +28,7 @@ AGAIN = "remove that file and run gemma-train teacher again"
 _LOST = "restore it, or remove it and teacher.json and repeat the commands that wrote the store"
 _INDEX = np.dtype("<i8")
 _ENTRY = 3  # numbers a row in targets-*.rows
-_MOST_ROWS = 1 << 44  # of a dataset
+_MOST_DATASETS, _MOST_ROWS = 1 << 16, 1 << 44  # of a store, and of each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +189,7 @@ def read_rows(folder: str, number: int, shard: TargetShard, *, cure: str = _LOST
     rows = np.frombuffer(content, _INDEX).reshape(shard.rows, _ENTRY)
     known, sizes = rows[:, :2], np.diff(rows[:, 2], prepend=0)
     require(
-        bool(((known >= 0) & (known < _MOST_ROWS)).all() and (sizes >= 0).all())
+        bool(((known >= 0) & (known < (_MOST_DATASETS, _MOST_ROWS))).all() and (sizes >= 0).all())
         and int(rows[-1:, 2].sum()) == shard.bytes,
         f"{str(file)!r} does not say where the records of {shard.bytes:,} bytes end: {cure}",
     )
