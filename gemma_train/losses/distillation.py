@@ -68,9 +68,8 @@ class Distillation:
 
     def __post_init__(self) -> None:
         require(
-            0.0 < self.temperature < float("inf"),
-            f"loss.temperature is {self.temperature}: it must be above 0, and finite (1 is the "
-            "report's)",
+            self.temperature > 0.0,
+            f"loss.temperature is {self.temperature}: it must be above 0 (1 is the report's)",
         )
         require(
             0.0 <= self.hard_label_weight <= 1.0,

@@ -8,18 +8,19 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from gemma_train.config import EXAMPLE, Distillation, OptimizerConfig, Stored, record
+from gemma_train.config import EXAMPLE, Distillation, Online, OptimizerConfig, Stored, record
 from gemma_train.errors import UserError
-from gemma_train.run_files import RECORD
+from gemma_train.run_files import RECORD, TEACHER
 from gemma_train.sweeps import AtEnd, Run, Sweep
 from gemma_train.sweeps.lock import alone
 from gemma_train.sweeps.runner import commands_of, run_all, state_of
+from gemma_train.teachers.identity import Identity
 from tests.sweeps.conftest import started
 
 
@@ -149,6 +150,25 @@ def test_losses_over_other_rows_are_not_put_side_by_side(tmp_path):
     (folder / "summary.json").write_text("{}")
     with pytest.raises(UserError, match="evaluation.rows was 8, is 64"):
         state_of(run)
+
+
+def test_students_of_two_teachers_of_one_name_are_not_put_side_by_side(make, fake, tmp_path):
+    """A teacher that trained on, or was made again, in the middle of a sweep."""
+    loss = Distillation(teacher=Online(weights="runs/teacher"))
+    runs = [fake(name, 1.0) for name in "ab"]
+    runs = [replace(run, config=replace(run.config, loss=loss)) for run in runs]
+    make(*runs)
+    for run, sha256 in zip(runs, ("1" * 64, "1" * 64), strict=True):
+        write_teacher(tmp_path / "sweep" / run.name, sha256)
+    make(*runs)
+    write_teacher(tmp_path / "sweep" / "b", "2" * 64)
+    with pytest.raises(UserError, match="'a' and 'b' learned from different teachers, both called"):
+        make(*runs)
+
+
+def write_teacher(folder: Path, sha256: str) -> None:
+    who = Identity(folder="runs/teacher", step=9, parameters=1, sha256=sha256)
+    (folder / TEACHER).write_text(json.dumps(asdict(who)))
 
 
 def test_a_config_mended_before_anything_was_saved_is_taken(tmp_path):

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from gemma_train.data.teacher_store.reading import TeacherStore
 from gemma_train.data.teacher_store.shards import (
     check_origin,
     read_description,
+    read_note,
     verify,
 )
 from gemma_train.errors import UserError
@@ -198,6 +200,24 @@ def test_counts_that_were_edited_by_hand_are_named(config, tmp_path, field, valu
                 read()
             assert "\n" not in str(raised.value)
         file.write_text(before)
+
+
+@pytest.mark.parametrize(("dataset", "message"), [(2**40, "does not say where"), (2, "dataset 2")])
+def test_rows_of_a_dataset_that_is_none_are_refused(config, tmp_path, dataset, message):
+    """All checksums right: nothing is allocated for what an entry says."""
+    folder = tmp_path / "store"
+    plan = planned(config, folder, 10)
+    write(plan, config)
+    file, note = folder / "targets-00000.rows", folder / "targets-00000.json"
+    numbers = np.fromfile(file, "<i8").reshape(-1, 3)
+    numbers[:, 0] = dataset
+    file.write_bytes(numbers.tobytes())
+    content = json.loads(note.read_text())
+    content["shard"]["rows_sha256"] = sha256(numbers.tobytes()).hexdigest()
+    note.write_text(json.dumps(content))
+    shard = read_note(str(folder), 0).shard
+    with pytest.raises(UserError, match=message):
+        plan.conclude(dict.fromkeys(plan.shards, shard))
 
 
 def test_whatever_is_broken_in_a_store_is_refused_or_does_not_matter(config, tmp_path):

@@ -214,6 +214,22 @@ def test_bfloat16_gradients_are_off_by_few_roundings(terms, form, mesh_of):
 
 
 @FORMS
+@pytest.mark.parametrize("mesh", [(1, 1, 1), (1, 1, 4), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize("sampler", [counts, ragged])
+def test_bfloat16_gradients_of_repeated_candidates_and_split_tables(sampler, mesh, form, mesh_of):
+    """As they leave the kernel, of weights that are no bfloat16s: docs/distillation.md's bounds."""
+    terms = replace(TERMS["all together"], soft_form=form)
+    states, table, _, weights = sample(12, sampler, dtype=jnp.bfloat16)
+    arrays = states, table, sample(12, sampler, hard_weight=True)[2], weights
+    with mesh_of(*mesh):
+        found = with_gradients(vocabulary_loss)(*in_place(arrays, jnp.bfloat16), terms)[2:]
+        wanted = expected(arrays, terms)[2:]
+    for one, other, most in zip(found, wanted, (5e-3, 4e-3), strict=True):
+        other = np.float32(other)
+        assert np.linalg.norm(np.float32(one) - other) / np.linalg.norm(other) < most
+
+
+@FORMS
 def test_a_target_that_the_student_meets_gives_no_gradient(form, mesh_of):
     """Also in bfloat16, where the target's sum is of the rounded weights: the two terms cancel."""
     with mesh_of():
