@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.target_error import drawn, power_law, stored
 from gemma_train.config import load, record
 from gemma_train.losses.distillation import Distillation
 from gemma_train.planning.slices import Slices
+from gemma_train.samplers import Counts, Priority, TopK
 from gemma_train.sweeps import Sweep
 from gemma_train.teachers.online import teacher_model
 
@@ -47,6 +49,17 @@ def test_a_file_holds_a_sweep_and_perhaps_a_pods(file):
 def test_no_two_sweeps_share_a_folder():
     folders = [sweep.folder for file in FILES for sweep in sweeps(file).values()]
     assert len(set(folders)) == len(folders)
+
+
+@pytest.mark.parametrize("kind", [TopK, Counts, Priority])
+def test_the_pods_samplers_take_the_same_bytes(kind):
+    """Of the teacher that their number is said to be measured on: p ~ rank^-1.3, ids at random."""
+    runs = sweeps(ROOT / "configs/ablations/samplers.py")["pod"].runs
+    found = [run.config.loss.sampler for run in runs if isinstance(run.config.loss, Distillation)]
+    [sampler] = {one for one in found if isinstance(one, kind)}
+    [lesson] = power_law(1.3, vocabulary=262_144, rows=1, length=64)
+    size = stored(lesson, sampler, drawn(lesson, sampler, 0, draws=1))[1]
+    assert abs(size - 80) < 5
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

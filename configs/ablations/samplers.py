@@ -17,15 +17,15 @@ LAPTOP_KEPT = (
     Gumbel(candidates=14),
     Multinomial(candidates=19),
     Counts(candidates=41),
-    Priority(candidates=16),
+    Priority(candidates=19),
 )
 # 80 B a token at 262,144: the codec's figures where p ~ rank^-1.3, ids at random.
 POD_KEPT = (
-    TopK(candidates=31),
-    Gumbel(candidates=27),
-    Multinomial(candidates=35),
-    Counts(candidates=58),
-    Priority(candidates=32),
+    TopK(candidates=32),
+    Gumbel(candidates=28),
+    Multinomial(candidates=38),
+    Counts(candidates=63),
+    Priority(candidates=35),
 )
 
 
