@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -27,6 +27,7 @@ from gemma_train.leaves import by_path, from_paths
 from gemma_train.mesh import is_leader, of_all, of_leader
 from gemma_train.run_files import STATE
 from gemma_train.training.digest import digest
+from gemma_train.training.position import Position, position_after, write_return
 from gemma_train.training.state import TrainState, abstract_state
 from gemma_train.training.versions import changes_since, versions
 
@@ -37,14 +38,6 @@ _PLAIN = ocp.options.ArrayOptions(saving=ocp.options.ArrayOptions.Saving(use_com
 _LOOKED_AT = 100  # checkpoints, the newest ones, for one that is whole
 _TRIES = 5  # of the last save of a life, whose failure would lose steps
 _LONGEST_WAIT = 30.0  # seconds between them
-
-
-@dataclass(frozen=True, kw_only=True)
-class Position:
-    """Where a run stands, beside its state."""
-
-    next_row: int = 0  # of the training stream: rows that were passed over are behind it
-    returns: int = 0  # how often it went back to a checkpoint for bad steps
 
 
 class Checkpoints:
@@ -110,6 +103,16 @@ class Checkpoints:
         if told := changes_since(made_by):
             self._say(f"computed with other versions than before ({told}): bits may differ")
         return state, position
+
+    def position_after(self, step: int | None, saved: Position) -> Position:
+        """Where a life goes on that begins after `step`: as `saved`, or as a return has left it."""
+        return position_after(self._folder.path, step or 0, saved)
+
+    def keep_return(self, step: int | None, position: Position) -> None:
+        """Keep where the run goes on that went back to `step`'s checkpoint, or to its beginning."""
+        write = partial(write_return, self._folder.path, step or 0, position)
+        if line := _all_well(_tried(write) if is_leader() else ""):
+            self._say(f"a return could not be kept ({line}): the next save does, a stop forgets it")
 
     def are_due(self, step: int) -> bool:
         """Whether to save after `step`: at the config's pace, and sooner after one that failed.
