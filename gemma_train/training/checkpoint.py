@@ -173,10 +173,6 @@ class Checkpoints:
         if is_leader():
             self._thin_out()
 
-    def close(self) -> None:
-        """Wait for the save under way and let go."""
-        self._thread.shutdown()
-
     def _mark(self, step: int) -> str:
         """Mark every process's part of a save as unfinished; what goes wrong on any, in a line.
 
@@ -238,7 +234,8 @@ class Checkpoints:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close()
+        """Wait for the save under way, unless the end is at once: its mark then stays."""
+        self._thread.shutdown(wait=error is None or isinstance(error, Exception))
 
 
 def _found_by_all(damage: Callable[[slice], str]) -> str:
