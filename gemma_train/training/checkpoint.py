@@ -27,7 +27,7 @@ from gemma_train.leaves import by_path, from_paths
 from gemma_train.mesh import is_leader, of_all, of_leader
 from gemma_train.run_files import STATE
 from gemma_train.training.digest import digest
-from gemma_train.training.position import Position, position_after, write_return
+from gemma_train.training.position import Position, position_after, position_in, write_return
 from gemma_train.training.state import TrainState, abstract_state
 from gemma_train.training.versions import changes_since, versions
 
@@ -86,7 +86,7 @@ class Checkpoints:
         try:
             state = from_paths(orbax_arrays.load(place, by_path(like)), like)
             kept = orbax_arrays.metadata(place)
-            position = Position(**kept["position"])
+            position = position_in(kept)
             saved_as, made_by = kept["digest"], kept["versions"]
         except Exception as error:
             told = f"checkpoint {place} cannot be read: {_line(error)}"
