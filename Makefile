@@ -24,7 +24,7 @@ train: $(READY)  ## prepare text and images, pretrain a small Gemma 3 on them, s
 test: $(READY)  ## every test that needs no accelerator
 	$(RUN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not tpu"
 
-fuzz: $(READY)  ## every reader of files with 10,000 damaged inputs: half an hour
+fuzz: $(READY)  ## every reader of files with 10,000 damaged inputs (drawn reports: 1,000): three quarters of an hour
 	$(RUN)/python -m tests.fuzz
 
 check: $(READY)  ## format, lint and types

@@ -19,7 +19,8 @@ from gemma_train.config import load
 from gemma_train.data.example import Batch
 from gemma_train.mesh import make_mesh
 from gemma_train.placement import place
-from gemma_train.training.checkpoint import Checkpoints, Position
+from gemma_train.training.checkpoint import Checkpoints
+from gemma_train.training.position import Position
 from gemma_train.training.state import initial_state
 from gemma_train.training.step import make_step
 

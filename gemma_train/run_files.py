@@ -5,6 +5,7 @@ METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
 STACKS = "stacks-{}.txt"  # of a process that hung: where its threads were
 CHECKPOINTS = "checkpoints"
+RETURN = "return.json"  # beside them: where a run goes on that went back for bad steps
 ENCODER = "encoder"  # the frozen one of a model that sees images
 STATE = "state"  # what a checkpoint of them holds
 TOKENIZER = "tokenizer.model"

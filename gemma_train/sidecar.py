@@ -10,12 +10,16 @@ import msgspec
 from etils import epath
 
 from gemma_train import storage
-from gemma_train.errors import Damaged, require
+from gemma_train.errors import Damaged, UserError
 
 _MOST = 2**63 - 1  # NumPy's largest integer
 Count = Annotated[int, msgspec.Meta(ge=0, le=_MOST)]
 Positive = Annotated[int, msgspec.Meta(ge=1, le=_MOST)]
 Name = Annotated[str, msgspec.Meta(min_length=1)]
+
+
+class OtherVersion(UserError):
+    """A sidecar that another release wrote, or one whose version is damaged: nobody can tell."""
 
 
 class _Version(msgspec.Struct):
@@ -29,17 +33,17 @@ def write(file: epath.Path, record: Any, version: int) -> None:
 
 
 def read[Record](file: epath.Path, kind: type[Record], version: int, cure: str) -> Record:
-    """What `write` wrote. Raises `UserError` for another version, `Damaged` for what is garbled.
+    """What `write` wrote. Raises `OtherVersion`, and `Damaged` for what is garbled.
 
     `cure` says what would do: 'remove that file and ...'.
     """
     content = storage.read_bytes(file, cure)
     try:
         found = msgspec.json.decode(content, type=_Version).format_version
-        require(
-            found == version,
-            f"{str(file)!r} has format version {found}, this release reads {version}: {cure}",
-        )
+        if found != version:
+            raise OtherVersion(
+                f"{str(file)!r} has format version {found}, this release reads {version}: {cure}"
+            )
         return msgspec.json.decode(content, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise Damaged(f"{str(file)!r} is garbled ({error}): {cure}") from None

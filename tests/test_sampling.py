@@ -24,7 +24,8 @@ from gemma_train.model import ComputeConfig, Gemma, GemmaConfig
 from gemma_train.sampling import SamplingConfig, sample, stream
 from gemma_train.tokenizer.tokenizer import Tokenizer
 from gemma_train.tokenizer.training import TokenizerConfig, train_tokenizer
-from gemma_train.training.checkpoint import Checkpoints, Position
+from gemma_train.training.checkpoint import Checkpoints
+from gemma_train.training.position import Position
 from gemma_train.training.state import initial_state
 
 CONTEXT = 40

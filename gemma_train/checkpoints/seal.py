@@ -83,8 +83,9 @@ def contents(checkpoint: epath.Path) -> list[SealedFile]:
 def damage(checkpoint: epath.Path, read: slice = slice(None)) -> str:
     """What is wrong with a checkpoint, naming the first such file; "" where it is whole.
 
-    Every file's size is looked at, and of the files in `read` every byte. Raises `UserError` where
-    that cannot be told: storage gives no answer, or a file may not be read.
+    Every file's size is looked at, and of the files in `read` every byte. A seal of another format
+    version counts: one flipped bit makes it so. Raises `UserError` where that cannot be told:
+    storage gives no answer, or a file may not be read.
     """
     try:
         sealed = contents(checkpoint)
@@ -92,7 +93,7 @@ def damage(checkpoint: epath.Path, read: slice = slice(None)) -> str:
             storage.check_size(checkpoint / file.name, file.size, _CURE)
         for file in sealed[read]:
             storage.check_sha256(checkpoint / file.name, file.sha256, _CURE)
-    except Damaged as error:
+    except (Damaged, sidecar.OtherVersion) as error:
         return str(error).removesuffix(f": {_CURE}")
     except OSError as error:
         told = storage.unreadable(str(error.filename or checkpoint), error, _CURE)

@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from etils import epath
 from rich.console import Console
 from rich.table import Table
 
 from gemma_train import storage
 from gemma_train.checkpoints.folder import CheckpointFolder
-from gemma_train.checkpoints.seal import SIZES_ALONE, contents, damage
-from gemma_train.errors import require
+from gemma_train.checkpoints.seal import SIZES_ALONE, SealedFile, contents, damage
+from gemma_train.errors import Damaged, require
 from gemma_train.metrics.wording import count
 from gemma_train.run_files import RECORD
 from gemma_train.training.claim import held
@@ -40,13 +41,14 @@ def run(arguments: CheckpointArguments) -> int:
     reads = slice(None) if arguments.action == "verify" else SIZES_ALONE
     table, damaged = Table("step", "files", "bytes", "state", box=None), []
     for step in folder.steps:
-        found = damage(folder.checkpoint(step), reads)
+        found, files = _looked_at(folder.checkpoint(step), reads)
+        if found and step not in folder.steps:
+            continue  # the run, which goes on, has removed it
         damaged += [f"checkpoint {step} is damaged: {found}"] if found else []
         whole = "verified" if arguments.action == "verify" else "sealed"
         if found:
             table.add_row(f"{step:,}", "", "", "damaged")
         else:
-            files = contents(folder.checkpoint(step))
             bytes_there = count(sum(file.size for file in files))
             table.add_row(f"{step:,}", str(len(files)), bytes_there, whole)
     for name in (*folder.unfinished, *folder.set_aside):
@@ -57,6 +59,16 @@ def run(arguments: CheckpointArguments) -> int:
         print(f"{folder.path} holds no checkpoint yet")
     print("\n".join(damaged), end="\n" if damaged else "")
     return int(bool(damaged))
+
+
+def _looked_at(checkpoint: epath.Path, reads: slice) -> tuple[str, list[SealedFile]]:
+    """What is wrong with a checkpoint, and what it holds where nothing is."""
+    if found := damage(checkpoint, reads):
+        return found, []
+    try:
+        return "", contents(checkpoint)
+    except (Damaged, OSError) as error:  # it has just gone, or been hurt
+        return str(error), []
 
 
 def _prune(folder: CheckpointFolder, keep: int) -> int:

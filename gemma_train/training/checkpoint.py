@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -27,6 +27,7 @@ from gemma_train.leaves import by_path, from_paths
 from gemma_train.mesh import is_leader, of_all, of_leader
 from gemma_train.run_files import STATE
 from gemma_train.training.digest import digest
+from gemma_train.training.position import Position, position_after, position_in, write_return
 from gemma_train.training.state import TrainState, abstract_state
 from gemma_train.training.versions import changes_since, versions
 
@@ -37,14 +38,6 @@ _PLAIN = ocp.options.ArrayOptions(saving=ocp.options.ArrayOptions.Saving(use_com
 _LOOKED_AT = 100  # checkpoints, the newest ones, for one that is whole
 _TRIES = 5  # of the last save of a life, whose failure would lose steps
 _LONGEST_WAIT = 30.0  # seconds between them
-
-
-@dataclass(frozen=True, kw_only=True)
-class Position:
-    """Where a run stands, beside its state."""
-
-    next_row: int = 0  # of the training stream: rows that were passed over are behind it
-    returns: int = 0  # how often it went back to a checkpoint for bad steps
 
 
 class Checkpoints:
@@ -93,7 +86,7 @@ class Checkpoints:
         try:
             state = from_paths(orbax_arrays.load(place, by_path(like)), like)
             kept = orbax_arrays.metadata(place)
-            position = Position(**kept["position"])
+            position = position_in(kept)
             saved_as, made_by = kept["digest"], kept["versions"]
         except Exception as error:
             told = f"checkpoint {place} cannot be read: {_line(error)}"
@@ -110,6 +103,16 @@ class Checkpoints:
         if told := changes_since(made_by):
             self._say(f"computed with other versions than before ({told}): bits may differ")
         return state, position
+
+    def position_after(self, step: int | None, saved: Position) -> Position:
+        """Where a life goes on that begins after `step`: as `saved`, or as a return has left it."""
+        return position_after(self._folder.path, step or 0, saved)
+
+    def keep_return(self, step: int | None, position: Position) -> None:
+        """Keep where the run goes on that went back to `step`'s checkpoint, or to its beginning."""
+        write = partial(write_return, self._folder.path, step or 0, position)
+        if line := _all_well(_tried(write) if is_leader() else ""):
+            self._say(f"a return could not be kept ({line}): the next save does, a stop forgets it")
 
     def are_due(self, step: int) -> bool:
         """Whether to save after `step`: at the config's pace, and sooner after one that failed.
@@ -169,10 +172,6 @@ class Checkpoints:
         of_all("finished")
         if is_leader():
             self._thin_out()
-
-    def close(self) -> None:
-        """Wait for the save under way and let go."""
-        self._thread.shutdown()
 
     def _mark(self, step: int) -> str:
         """Mark every process's part of a save as unfinished; what goes wrong on any, in a line.
@@ -235,7 +234,8 @@ class Checkpoints:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close()
+        """Wait for the save under way, unless the end is at once: its mark then stays."""
+        self._thread.shutdown(wait=error is None or isinstance(error, Exception))
 
 
 def _found_by_all(damage: Callable[[slice], str]) -> str:

@@ -22,7 +22,8 @@ from gemma_train.model import Gemma
 from gemma_train.model.flops import forward_flops_per_token, training_flops_per_token
 from gemma_train.placement import needed_rows, place
 from gemma_train.tokenizer.tokenizer import Tokenizer
-from gemma_train.training.checkpoint import Checkpoints, Position
+from gemma_train.training.checkpoint import Checkpoints
+from gemma_train.training.position import Position
 from gemma_train.training.replay import replayed
 from gemma_train.training.state import TrainState
 from gemma_train.training.step import make_step
@@ -57,9 +58,7 @@ class Loop:
     checkpoints: Checkpoints
     stop: StopRequest
     watchdog: Watchdog
-    beginning: Callable[
-        [], tuple[TrainState, Position]
-    ]  # where there is no checkpoint to go back to
+    after: Callable[[int | None], tuple[TrainState, Position]]  # a checkpoint's step; None: none
     teacher: Gemma | None
     store: TeacherStore | None
     state: TrainState
@@ -100,7 +99,7 @@ class Loop:
                     f"stopped after step {self.number:,}, in bad steps: the same command goes on "
                     "from the checkpoint before them"
                 )
-            else:
+            elif self.number:  # else it has just gone back to its beginning: there is no state
                 with self.watchdog.patient(), observer.clock.paused("checkpoint"):
                     self.checkpoints.finish(self.number, self.state, self.position)
             if self._stopping and not self._is_bad:
@@ -194,10 +193,12 @@ class Loop:
         left, next_row, returns = self.number, self.position.next_row, self.position.returns + 1
         with self.watchdog.patient(), self._observer.clock.paused("restore"):
             saved = self.checkpoints.newest_whole()
-            self.state, _ = self.checkpoints.restore(saved) if saved else self.beginning()
+            self.state, _ = self.after(saved)
             if saved is not None:
                 self.checkpoints.go_on_from(saved)
-        self.number, self.position = saved or 0, Position(next_row=next_row, returns=returns)
+            self.position = Position(next_row=next_row, returns=returns)
+            self.checkpoints.keep_return(saved, self.position)
+        self.number = int(self.state.step)
         self._is_bad = False
         self._observer.go_back(self.number)
         self._observer.event(

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
+from typing import TypeGuard
 
 import jax
 
@@ -15,11 +17,12 @@ from gemma_train.mesh import make_mesh
 from gemma_train.teachers.identity import keep_teacher
 from gemma_train.teachers.online import load_teacher, open_teacher, told
 from gemma_train.teachers.stored import open_store
-from gemma_train.training.checkpoint import Checkpoints, Position
+from gemma_train.training.checkpoint import Checkpoints
 from gemma_train.training.claim import claim, only_writer
 from gemma_train.training.images import check_beginning, keep_encoder, store_head
 from gemma_train.training.loop import Loop, Outcome
 from gemma_train.training.maintenance import MaintenanceNotice
+from gemma_train.training.position import Position
 from gemma_train.training.state import (
     TrainState,
     check_moments,
@@ -53,19 +56,27 @@ def train(config: RunConfig, say: Callable[[str], None] = print) -> Outcome:
     ):
         saved = checkpoints.newest_whole()
         begun = saved is not None
-        weights = None if saved else _weights(config, begun=begun)
+
+        @cache
+        def beginning() -> Weights | None:
+            return _weights(config, begun=begun)
+
+        weights = None if _is_of_state(saved) else beginning()
         check_beginning(weights, head)
         check_moments(config, weights)
         accepted = claim(config, begun=begun)
         keep_teacher(config, taught_by, begun=begun)
         keep_encoder(config, head, begun=begun)
 
-        def beginning() -> tuple[TrainState, Position]:
-            return _first_state(config, weights), Position()
+        def after(step: int | None) -> tuple[TrainState, Position]:
+            if _is_of_state(step):
+                return checkpoints.restore(step)
+            return _first_state(config, beginning()), Position()
 
-        state, position = checkpoints.restore(saved) if saved else beginning()
+        state, position = after(saved)
         if saved is not None:
             checkpoints.go_on_from(saved)
+        position = checkpoints.position_after(saved, position)
         if accepted:  # what it has seen lately may be no measure of what comes
             state = replace(state, guard=jax.jit(Guard.begun)())
         loop = Loop(
@@ -74,13 +85,18 @@ def train(config: RunConfig, say: Callable[[str], None] = print) -> Outcome:
             checkpoints=checkpoints,
             stop=stop,
             watchdog=watchdog,
-            beginning=beginning,
+            after=after,
             teacher=load_teacher(config, taught_by),
             store=store,
             state=state,
             position=position,
         )
         return loop.run(accepted)
+
+
+def _is_of_state(saved: int | None) -> TypeGuard[int]:
+    """Whether a checkpoint is there that training saved: `convert`'s, of weights, is of step 0."""
+    return saved is not None and saved > 0
 
 
 def _weights(config: RunConfig, *, begun: bool) -> Weights | None:

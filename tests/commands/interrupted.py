@@ -7,14 +7,16 @@ once. WORDS are a command line. Of two processes, only number 1 is hit.
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
 PHASES = ("compile", "step", "evaluation", "save", "hashing")
+SLOW = 15.0  # seconds of the phase "slow disk", which is none of these: its happening comes first
 STEP = 8  # in which "step" and "save" happen: past the checkpoint of step 3, ahead of that of 9
 
 
-def main(phase: str, happening: str, words: list[str]) -> int:
+def main(phase: str, happening: str, words: list[str]) -> None:
     from gemma_train.checkpoints import seal
     from gemma_train.commands import command_line
     from gemma_train.evaluation import held_out
@@ -50,11 +52,23 @@ def main(phase: str, happening: str, words: list[str]) -> int:
             ahead_of(checkpoint.Checkpoints, "_end", lambda it, step, begun: step > 3)
         case "hashing":  # committed, not sealed
             ahead_of(checkpoint, "seal", lambda place, *_: place.name != "3")
+        case "slow disk":  # committed, and sealed a while later
+            sealed = checkpoint.seal
+
+            def slow(place: Any, *given: Any) -> None:
+                if place.name != "3":
+                    happen()
+                    print("sleeps", flush=True)
+                    time.sleep(SLOW)
+                sealed(place, *given)
+
+            checkpoint.seal = slow
         case _:
             raise ValueError(phase)
     assert seal and held_out
-    return command_line.run(words)
+    sys.argv[1:] = words
+    command_line.main()
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], sys.argv[2], sys.argv[3:]))
+    main(sys.argv[1], sys.argv[2], sys.argv[3:])

@@ -1,14 +1,25 @@
 """Rows that spoil steps: skipped, gone back from and passed over, and at last given up on."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from gemma_train.checkpoints.folder import CheckpointFolder
 from gemma_train.commands import command_line
+from gemma_train.conversion import orbax_arrays
+from gemma_train.leaves import by_path
 from gemma_train.training import loop
-from tests.commands.processes import checkpoints_of, saved_arrays, steps_of
+from tests.commands.processes import (
+    LAST,
+    assert_same_arrays,
+    checkpoints_of,
+    flip,
+    saved_arrays,
+    steps_of,
+)
 
 ROWS = 4  # of a step
 
@@ -58,6 +69,10 @@ def train(monkeypatch, one_device, write_config, tmp_path):
             return tmp_path / name, command_line.run(["train", config, *words])
 
     return run
+
+
+def position_of(folder: Path, step: int) -> dict[str, int]:
+    return orbax_arrays.metadata(CheckpointFolder(str(folder)).checkpoint(step))["position"]
 
 
 def events(folder: Path) -> list[str]:
@@ -114,6 +129,98 @@ def test_without_a_checkpoint_it_begins_again_with_later_rows(train):
     assert seen[:3] == [0, 4, 8] and seen[3:5] == [12, 16]
     assert list(steps_of(folder)) == [*range(1, 15)]
     assert events(folder) == ["came back from step 3, to go on with row 12 (return 1 of 3)"]
+
+
+ENDS = {"stopped": 0, "killed": 130}  # codes of the life that ends where the run first goes back
+
+
+@pytest.fixture
+def end_at_the_first_return(monkeypatch):
+    """Lets the life that goes back first end there: by a stop in that very step, or by a kill."""
+
+    def arm(how: str) -> None:
+        going_back, back = loop.Loop._go_back, []
+
+        def once(run):
+            first = not back
+            back.append(how)
+            run._stopping |= first and how == "stopped"
+            going_back(run)
+            if first and how == "killed":
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(loop.Loop, "_go_back", once)
+
+    return arm
+
+
+@pytest.mark.parametrize("how", ENDS)
+@pytest.mark.parametrize(("poisoned", "every"), [(range(20, 32), 3), (range(12), 9)], ids=str)
+def test_a_run_that_ends_at_its_return_goes_on_as_if_it_had_not(
+    train, end_at_the_first_return, how, poisoned, every
+):
+    words = ("--guard.bad-steps", "3", "--checkpoint-every-steps", str(every))
+    whole, code = train(poisoned, *words, name="whole")
+    assert code == 0
+    rows = seen.copy()
+    seen.clear()
+    end_at_the_first_return(how)
+    folder, code = train(poisoned, *words)
+    assert code == ENDS[how]
+    assert 0 not in checkpoints_of(folder), "nothing is saved of a state before the first step"
+    assert train(poisoned, *words) == (folder, 0)
+    assert seen == rows
+    assert_same_arrays(saved_arrays(folder, 14), saved_arrays(whole, 14))
+    assert position_of(folder, 14) == {"next_row": rows[-1] + ROWS, "returns": 1}
+
+
+@pytest.mark.parametrize("how", ENDS)
+def test_returns_are_counted_over_lives(train, end_at_the_first_return, how, capsys):
+    end_at_the_first_return(how)
+    words = ("--guard.bad-steps", "3", "--guard.returns", "2")
+    folder, code = train(range(20, 10_000), *words)
+    assert code == ENDS[how]
+    for _ in range(2):
+        assert train(range(20, 10_000), *words) == (folder, 3)
+        assert "after 2 returns to a checkpoint" in capsys.readouterr().err
+    assert [what[-14:] for what in events(folder)] == ["return 1 of 2)", "return 2 of 2)"]
+    assert checkpoints_of(folder) == [3]
+
+
+def test_a_run_of_converted_weights_goes_back_to_them_in_a_later_life_too(
+    train, finished_run, monkeypatch
+):
+    """Checkpoint 3 is damaged while that life runs: what is left is 0, of weights alone."""
+    words = ("--guard.bad-steps", "3", "--checkpoints-kept", "9")
+    folder, _ = train(range(0), *words)
+    for step in (6, 9, 12, 14):
+        shutil.rmtree(folder / "checkpoints" / str(step))
+    (folder / "summary.json").unlink()
+    made = folder.with_name("made")
+    assert command_line.run(["convert", str(finished_run[0]), str(made), "--format", "run"]) == 0
+    (made / "checkpoints" / "0").rename(folder / "checkpoints" / "0")
+    going_back, found = loop.Loop._go_back, {}
+
+    def damaged(run):
+        flip(folder / "checkpoints" / "3" / "_CHECKPOINT_METADATA")
+        going_back(run)
+        leaves = by_path(run.state.model)
+        found.update({f"model/{name}": np.array(leaf) for name, leaf in leaves.items()})
+
+    monkeypatch.setattr(loop.Loop, "_go_back", damaged)
+    assert train(range(20, 32), *words) == (folder, 0)
+    saved = saved_arrays(finished_run[0], LAST)
+    assert_same_arrays(found, {name: saved[name] for name in found})
+
+
+def test_a_note_of_a_return_that_is_damaged_is_one_line(train, end_at_the_first_return, refused):
+    end_at_the_first_return("stopped")
+    words = ("--guard.bad-steps", "3")
+    folder, _ = train(range(20, 32), *words)
+    note = folder / "checkpoints" / "return.json"
+    note.write_text(note.read_text().replace('"returns": 1', '"returns": -1'))
+    told = refused("train", str(folder.with_suffix(".py")), *words)
+    assert f"{str(note)!r} is garbled" in told and "remove it to go on" in told
 
 
 def test_bad_steps_that_do_not_end_end_the_run_with_a_code_of_its_own(train, capsys):

@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from gemma_train.commands import command_line
+from gemma_train.checkpoints.folder import CheckpointFolder
+from gemma_train.commands import checkpoint, command_line
 from tests.commands.processes import (
     LAST,
     assert_same_arrays,
@@ -67,9 +68,9 @@ def test_readers_pass_over_a_damaged_checkpoint_too(copied, gemma_train):
 
 def test_a_state_that_is_not_the_one_saved_is_refused(copied, refused, one_device, monkeypatch):
     """As if memory or a file system changed it between the files, which are whole, and the chip."""
-    from gemma_train.training import checkpoint
+    from gemma_train.training import checkpoint as training
 
-    real = checkpoint.from_paths
+    real = training.from_paths
 
     def flipped(leaves, like):
         table = np.array(leaves["model/embedding/table"])
@@ -77,7 +78,7 @@ def test_a_state_that_is_not_the_one_saved_is_refused(copied, refused, one_devic
         place = leaves["model/embedding/table"].sharding
         return real({**leaves, "model/embedding/table": jax.device_put(table, place)}, like)
 
-    monkeypatch.setattr(checkpoint, "from_paths", flipped)
+    monkeypatch.setattr(training, "from_paths", flipped)
     assert "checkpoints/9 was restored as" in refused("train", copied[1])
 
 
@@ -96,3 +97,23 @@ def test_the_command_lists_verifies_and_prunes(copied, capsys, refused):
     assert checkpoints_of(folder) == [6, 9], "the last that is whole stays, and so does the damaged"
     assert "checkpoint 3 removed" in capsys.readouterr().out
     assert "holds no config.py" in refused("checkpoint", "list", str(folder / "nowhere"))
+
+
+@pytest.mark.parametrize("verb", ["list", "verify"])
+@pytest.mark.parametrize("ahead_of", ["damage", "contents"])
+def test_one_that_the_run_removes_meanwhile_is_passed_over(
+    copied, capsys, monkeypatch, verb, ahead_of
+):
+    folder, _ = copied
+    real = getattr(checkpoint, ahead_of)
+
+    def removed(place, *given):
+        if place.name == "6":
+            CheckpointFolder(str(folder)).remove(6)
+        return real(place, *given)
+
+    monkeypatch.setattr(checkpoint, ahead_of, removed)
+    assert command_line.run(["checkpoint", verb, str(folder)]) == 0
+    told = capsys.readouterr().out
+    assert "damaged" not in told
+    assert [line.split()[0] for line in told.splitlines()] == ["step", "9"]

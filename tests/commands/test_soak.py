@@ -1,6 +1,7 @@
 """Kills and damage by the hundred (`make soak`), and a few of them in every run of the tests."""
 
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from gemma_train.config import load
 from gemma_train.leaves import by_path
 from gemma_train.mesh import make_mesh
 from gemma_train.training.checkpoint import Checkpoints
+from tests.commands import soak
 from tests.commands.conftest import ROOT, environment
 from tests.commands.processes import checkpoints_of
 
@@ -38,6 +40,45 @@ def test_killed_at_random_moments_every_run_ends_as_the_undisturbed_one(
     print(done.stdout)
     assert done.returncode == 0, f"seed {seed}: {done.stdout}"
     assert f"{kills} kills" in done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "before", "code", "told"),
+    [
+        ("going on from step 1,003\nstep 1,004/12", 1003, -9, ""),
+        ("gone on\n", 3, -9, ""),
+        ("step 1/12 · loss 7", 0, -9, ""),
+        ("step 1/12 · loss 7", 3, -9, "was lost"),
+        ("going on from step 3\n", 6, -9, "it said [3]"),
+        ("going on from step 3\n", 0, -9, "it said [3]"),
+        ("done", 12, 0, "was lost"),
+        ("run is finished: all 12 steps are done", 12, 0, ""),
+    ],
+)
+def test_a_life_that_begins_over_the_head_of_a_checkpoint_is_found(words, before, code, told):
+    found = soak.fault(words, before, code)
+    assert told in found and bool(told) == bool(found)
+
+
+def test_a_save_under_way_is_told_from_a_removal_and_from_what_an_earlier_life_left(tmp_path):
+    checkpoints = tmp_path / "checkpoints"
+    (checkpoints / "6").mkdir(parents=True)
+    mark = checkpoints / "3.unfinished-0"
+    mark.touch()
+    assert not soak.is_saving(tmp_path, mark.stat().st_mtime)
+    mark = mark.rename(checkpoints / "9.unfinished-0")
+    assert soak.is_saving(tmp_path, mark.stat().st_mtime)
+    assert not soak.is_saving(tmp_path, mark.stat().st_mtime + 1)
+
+
+def test_a_run_whose_checkpoint_is_gone_after_a_kill_is_found(tmp_path):
+    checkpoint = tmp_path / "checkpoints" / "3"
+
+    def kill():
+        checkpoint.rmdir() if checkpoint.exists() else checkpoint.mkdir(parents=True)
+        return -signal.SIGKILL, ""
+
+    assert soak.one_run(tmp_path, kill) == (2, "checkpoint 3 is gone")
 
 
 @pytest.mark.parametrize("damages", DAMAGES, ids=str)

@@ -4,13 +4,14 @@ import http.server
 import shutil
 import signal
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from gemma_train.commands import command_line
-from tests.commands.interrupted import PHASES
+from tests.commands.interrupted import PHASES, SLOW
 from tests.commands.processes import (
     LAST,
     assert_same_arrays,
@@ -60,25 +61,29 @@ def assert_same_state_when_done(config: str, folder: Path, whole: Path) -> None:
 
 @pytest.mark.parametrize(("second", "code"), [("SIGINT", 130), ("SIGTERM", 0)])
 def test_a_second_ctrl_c_ends_at_once_and_a_second_sigterm_does_not(
-    tmp_path, write_config, one_device, monkeypatch, second, code
+    tmp_path, write_config, finished_run, second, code
 ):
-    """The first comes ahead of step 5, the second while its save waits for a slow disk."""
-    from gemma_train.training import checkpoint, loop
-
-    take, end = loop.Loop._take_step, checkpoint.Checkpoints.finish
-
-    def stopped(run, *given):
-        if run.number == 4:
-            signal.raise_signal(signal.SIGTERM)
-        return take(run, *given)
-
-    def slow(*given):
-        signal.raise_signal(getattr(signal, second))
-        return end(*given)
-
-    monkeypatch.setattr(loop.Loop, "_take_step", stopped)
-    monkeypatch.setattr(checkpoint.Checkpoints, "finish", slow)
-    assert command_line.run(["train", write_config(tmp_path / "twice")]) == code
+    """Both come while a save is at a slow disk, which the end at once does not wait for."""
+    folder = tmp_path / "twice"
+    config = write_config(folder)
+    run = start("train", config, hit=("slow disk", "SIGTERM"))
+    assert any("sleeps" in line for line in run.stdout)
+    time.sleep(1.0)  # until the run waits for it
+    begun = time.monotonic()
+    run.send_signal(getattr(signal, second))
+    codes, words = ended(run)
+    assert codes == [code], words
+    if second == "SIGINT":
+        assert time.monotonic() - begun < SLOW / 2
+        assert words[0].splitlines()[-1] == "stopped"
+        assert checkpoints_of(folder) == [3]
+        assert (folder / "checkpoints" / "6.unfinished-0").exists(), (
+            "it is cleared at the next start"
+        )
+    else:
+        assert "saved: the same command goes on" in words[0]
+        assert max(checkpoints_of(folder)) >= 6
+    assert_same_state_when_done(config, folder, finished_run[0])
 
 
 def test_a_stop_among_bad_steps_goes_on_as_if_it_had_not_been(

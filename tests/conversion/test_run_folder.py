@@ -128,8 +128,9 @@ TRAINED = RunConfig(
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, mesh_of) -> tuple[Path, dict]:
     """(a run, its parameters by step): two states, saved as those after steps 3 and 12."""
-    from gemma_train.training.checkpoint import Checkpoints, Position
+    from gemma_train.training.checkpoint import Checkpoints
     from gemma_train.training.claim import claim
+    from gemma_train.training.position import Position
     from gemma_train.training.state import initial_state
 
     folder = tmp_path_factory.mktemp("trained") / "run"

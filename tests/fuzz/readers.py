@@ -8,8 +8,10 @@ from hashlib import sha256
 from pathlib import Path
 from unittest.mock import patch
 
+import jax
 import numpy as np
 from etils import epath
+from jax.sharding import SingleDeviceSharding
 
 from gemma_train.checkpoints.folder import CheckpointFolder
 from gemma_train.checkpoints.seal import damage
@@ -45,6 +47,7 @@ from gemma_train.sweeps.results import result
 from gemma_train.sweeps.sweep import HELD_OUT_LOSS, Run
 from gemma_train.teachers.identity import keep_teacher
 from gemma_train.tokenizer.tokenizer import Tokenizer
+from gemma_train.training.position import Position, position_after, position_in, write_return
 from tests.data.teacher_store.made import CODEC, LENGTH, ORIGIN
 from tests.fuzz import samples_of_data as data
 from tests.fuzz import samples_of_models as models
@@ -78,6 +81,15 @@ def _read_sealed(folder: Path) -> None:
 def _read_arrays(folder: Path) -> None:
     for tensor in orbax_arrays.stored(epath.Path(folder / "arrays")).values():
         tensor.read()
+
+
+def _resume(folder: Path) -> None:
+    """What a run that goes on takes from a checkpoint, onto one device."""
+    checkpoint, here = epath.Path(folder / "arrays"), SingleDeviceSharding(jax.devices()[0])
+    shapes = {"a/w": (4, 3), "b": (2, 2), "c": ()}
+    like = {n: jax.ShapeDtypeStruct(s, np.float32, sharding=here) for n, s in shapes.items()}
+    jax.block_until_ready(orbax_arrays.load(checkpoint, like))
+    position_in(orbax_arrays.metadata(checkpoint))
 
 
 def _read_encoder(folder: Path) -> None:
@@ -193,6 +205,7 @@ def _images(format: str, pattern: str):
     return _reading_of(source, pattern)
 
 
+_BACK = Position(next_row=32, returns=1)
 _READERS = (
     Reader(name="run record", make=models.run_record, read=lambda f: read_record(str(f))),
     Reader(
@@ -236,11 +249,15 @@ _READERS = (
         make=models.gguf,
         read=lambda f: gguf_file.described(epath.Path(f / "some.gguf")),
     ),
-    Reader(name="orbax arrays", make=models.arrays, read=_read_arrays, cost=10),
-    Reader(name="gemma orbax", make=models.orbax, read=_read_checkpoint, cost=10),
+    Reader(name="orbax arrays", make=models.arrays, read=_read_arrays),
+    Reader(name="resumption", make=models.arrays, read=_resume),
     Reader(
-        name="run folder", make=models.run, read=_read_checkpoint, cost=10, seal=seals.checkpoint
+        name="note of a return",
+        make=lambda f: write_return(epath.Path(f), 3, _BACK),
+        read=lambda f: position_after(epath.Path(f), 3, Position()),
     ),
+    Reader(name="gemma orbax", make=models.orbax, read=_read_checkpoint),
+    Reader(name="run folder", make=models.run, read=_read_checkpoint, seal=seals.checkpoint),
     Reader(name="sealed checkpoints", make=models.sealed, read=_read_sealed, seal=seals.checkpoint),
 )
 READERS = {reader.name: reader for reader in _READERS}

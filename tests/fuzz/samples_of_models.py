@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -120,7 +121,7 @@ def gguf(folder: Path) -> None:
 
 
 def arrays(folder: Path) -> None:
-    """Two arrays in a checkpoint, in one of which two leaves are packed."""
+    """Two arrays in a checkpoint, in one of which two leaves are packed; and a run's position."""
     random, packed = np.random.default_rng(0), "packed/float32"
     made = {"a/w": random.standard_normal((4, 3)), packed: np.arange(5, dtype=np.float32)}
     tensors = {name: _in_memory(array) for name, array in made.items()}
@@ -128,7 +129,8 @@ def arrays(folder: Path) -> None:
         "b": Place(array=packed, begin=0, shape=(2, 2)),
         "c": Place(array=packed, begin=4, shape=()),
     }
-    metadata = {PLACES: {name: asdict(place) for name, place in places.items()}}
+    metadata: dict[str, Any] = {PLACES: {name: asdict(place) for name, place in places.items()}}
+    metadata["position"] = {"next_row": 8, "returns": 1}
     orbax_arrays.save(epath.Path(folder / "arrays"), tensors, _silent, metadata=metadata)
 
 

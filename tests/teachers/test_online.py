@@ -29,8 +29,9 @@ from gemma_train.model import ComputeConfig, Gemma
 from gemma_train.model.gemma import shared
 from gemma_train.placement import place
 from gemma_train.teachers.online import abstract_teacher, load_teacher, open_teacher, told
-from gemma_train.training.checkpoint import Checkpoints, Position
+from gemma_train.training.checkpoint import Checkpoints
 from gemma_train.training.claim import claim
+from gemma_train.training.position import Position
 from gemma_train.training.state import abstract_state, initial_state
 from gemma_train.training.step import make_step
 from gemma_train.zero3 import split, summed

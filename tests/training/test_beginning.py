@@ -13,8 +13,9 @@ from gemma_train.conversion.load import open_beginning, open_weights
 from gemma_train.errors import UserError
 from gemma_train.leaves import by_path, from_paths
 from gemma_train.placement import place
-from gemma_train.training.checkpoint import Checkpoints, Position
+from gemma_train.training.checkpoint import Checkpoints
 from gemma_train.training.claim import claim
+from gemma_train.training.position import Position
 from gemma_train.training.state import (
     abstract_state,
     check_moments,

@@ -3,11 +3,15 @@
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gemma_train.guard import Guard
 from gemma_train.leaves import by_path
 from gemma_train.placement import place
+from gemma_train.training.checkpoint import Checkpoints
+from gemma_train.training.position import Position
 from gemma_train.training.state import initial_state
 from gemma_train.training.step import make_step
 
@@ -46,3 +50,57 @@ def test_the_learning_rate_waits_for_the_steps_that_were_skipped(run_on, batch_o
         straight, (state, _) = [], step(initial_state(config), place(batch_of(0), on, 8))
         straight = float(step(state, place(batch_of(0), on, 8))[1]["learning_rate"])
     assert rates[1] == rates[2] == straight != rates[0]
+
+
+SEEN = 100  # steps after which a leap is told from the noise
+
+
+def leaping(batch):
+    """The same rows with a hundred times the gradient.
+
+    Weights of either sign add up to nothing, so that what they are divided by does not undo it.
+    """
+    signs = np.where(np.arange(batch.weights_bt.size) % 2, -1, 1).reshape(batch.weights_bt.shape)
+    return replace(batch, weights_bt=np.float32(100 * signs * (batch.weights_bt > 0)))
+
+
+def leaves_of(state):
+    return {path: np.asarray(leaf) for path, leaf in by_path(state).items()}
+
+
+@pytest.fixture
+def seen(run_on, batch_of, mesh_of, tmp_path):
+    """(config, step, what places a batch, a state that has seen as much as the guard asks for)."""
+    config = run_on(shallow=True, folder=str(tmp_path / "run"))
+    with mesh_of():
+        on, step = jax.sharding.get_mesh(), make_step(config)
+        batches, state = [place(batch_of(seed), on, 8) for seed in range(4)], initial_state(config)
+        for number in range(SEEN):
+            state, scalars = step(state, batches[number % 4])
+            assert not int(scalars["skipped"])
+        yield config, step, lambda batch: place(batch, on, 8), state
+
+
+def test_a_step_that_leaps_leaves_parameters_and_moments_bit_for_bit(seen, batch_of):
+    _, step, placed, state = seen
+    before = leaves_of(state)
+    state, bad = step(state, placed(leaping(batch_of(1))))
+    after = leaves_of(state)
+    state, good = step(state, placed(batch_of(1)))
+    assert np.isfinite([bad["loss"], bad["gradient_norm"]]).all()
+    assert float(bad["gradient_norm"]) > 20 * float(good["gradient_norm"])
+    assert [int(one["skipped"]) for one in (bad, good)] == [1, 0]
+    changed = {path for path, leaf in before.items() if leaf.tobytes() != after[path].tobytes()}
+    assert changed == {"step", "guard/skipped", "guard/in_a_row"}
+
+
+def test_a_run_that_resumes_is_judged_by_the_statistic_that_was_saved(seen, batch_of):
+    config, step, placed, state = seen
+    with Checkpoints(config) as checkpoints:
+        checkpoints.save(SEEN, state, Position())
+    with Checkpoints(config) as checkpoints:
+        resumed, _ = checkpoints.restore(SEEN)
+    anew = replace(resumed, guard=jax.jit(Guard.begun)())
+    anew, resumed = (jax.tree.map(jnp.copy, one) for one in (anew, resumed))
+    told = [int(step(one, placed(leaping(batch_of(1))))[1]["skipped"]) for one in (resumed, anew)]
+    assert told == [1, 0], "one that had seen nothing has nothing to judge by"

@@ -1,0 +1,52 @@
+"""The note of a return: it counts for the state that it speaks of, and for no other."""
+
+import pytest
+from etils import epath
+
+from gemma_train.errors import UserError
+from gemma_train.training.position import Position, position_after, position_in, write_return
+
+SAVED, BACK = Position(next_row=12), Position(next_row=32, returns=1)
+
+
+@pytest.fixture
+def checkpoints(tmp_path) -> epath.Path:
+    return epath.Path(tmp_path) / "checkpoints"
+
+
+def test_without_a_note_a_run_goes_on_as_it_was_saved(checkpoints):
+    assert position_after(checkpoints, 3, SAVED) == SAVED
+    assert not checkpoints.exists(), "looking makes nothing"
+
+
+@pytest.mark.parametrize("step", [0, 3])
+def test_the_note_counts_while_no_later_checkpoint_does(checkpoints, step):
+    write_return(checkpoints, step, BACK)
+    assert position_after(checkpoints, step, SAVED) == BACK
+    assert position_after(checkpoints, step + 3, SAVED) == SAVED
+    assert position_after(checkpoints, step, SAVED) == BACK, "the later one was damaged"
+
+
+def test_a_note_of_a_checkpoint_that_was_passed_over_is_none_of_what_comes_in_its_place(
+    checkpoints,
+):
+    write_return(checkpoints, 6, BACK)
+    assert position_after(checkpoints, 3, SAVED) == SAVED
+    assert position_after(checkpoints, 6, SAVED) == SAVED
+
+
+def test_a_damaged_note_is_one_clear_line(checkpoints):
+    write_return(checkpoints, 3, BACK)
+    note = checkpoints / "return.json"
+    note.write_text(note.read_text().replace("32", '"32"'))
+    with pytest.raises(UserError, match=r"return.json' is garbled .*: remove it to go on"):
+        position_after(checkpoints, 3, SAVED)
+
+
+@pytest.mark.parametrize(
+    "told", [{}, {"position": None}, {"position": {"next_row": "12"}}], ids=str
+)
+def test_a_position_that_is_garbled_in_a_checkpoint_is_one_clear_line(told):
+    assert position_in({"position": {"next_row": 12}}) == SAVED
+    with pytest.raises(UserError, match="its position is garbled"):
+        position_in(told)
