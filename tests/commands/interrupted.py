@@ -1,9 +1,11 @@
 """A run that something happens to in a phase of its choosing: python -m ... PHASE HAPPENING WORDS.
 
-The phase is one of PHASES; what happens is a signal's name, which the process sends itself there,
-once. WORDS are a command line. Of two processes, only number 1 is hit.
+The phase is one of PHASES, or of a start from a checkpoint; what happens is a signal's name, which
+the process sends itself there, once, or an error's, which it raises. WORDS are a command line. Of
+two processes, the one with the number HIT, or 1, is hit.
 """
 
+import builtins
 import os
 import signal
 import sys
@@ -15,17 +17,21 @@ STEP = 8  # in which "step" and "save" happen: past the checkpoint of step 3, ah
 
 
 def main(phase: str, happening: str, words: list[str]) -> int:
-    from gemma_train.checkpoints import seal
+    from gemma_train import errors
+    from gemma_train.checkpoints import folder, seal
     from gemma_train.commands import command_line
     from gemma_train.evaluation import held_out
     from gemma_train.training import checkpoint, loop
 
-    left = [1 if os.environ.get("JAX_PROCESS_ID", "1") == "1" else 0]
+    hit = os.environ.get("HIT", "1")
+    left = [int(os.environ.get("JAX_PROCESS_ID", hit) == hit)]
 
     def happen(*_: Any) -> None:
         if left[0]:
             left[0] = 0
             print("happens", flush=True)
+            if not happening.startswith("SIG"):
+                raise getattr(errors, happening, getattr(builtins, happening, None))("is raised")
             os.kill(os.getpid(), getattr(signal, happening))
 
     def ahead_of(place: Any, name: str, when: Callable[..., bool] = lambda *_: True) -> None:
@@ -50,10 +56,16 @@ def main(phase: str, happening: str, words: list[str]) -> int:
             ahead_of(checkpoint.Checkpoints, "_end", lambda it, step, begun: step > 3)
         case "hashing":  # committed, not sealed
             ahead_of(checkpoint, "seal", lambda place, *_: place.name != "3")
+        case "clearing":  # of what a kill has left, by the leader
+            ahead_of(folder.CheckpointFolder, "clear_unfinished")
+        case "verifying":  # this one's share of the files
+            ahead_of(folder, "damage")
+        case "restoring":
+            ahead_of(checkpoint.orbax_arrays, "metadata")
         case _:
             raise ValueError(phase)
     assert seal and held_out
-    return command_line.run(words)
+    return command_line.run_to_its_end(words)
 
 
 if __name__ == "__main__":

@@ -65,11 +65,13 @@ def start_stepping(config: str) -> subprocess.Popen:
     return run
 
 
-def start_two(*words: str, hit: tuple[str, str] | None = None) -> list[subprocess.Popen]:
-    """Two processes of one run, joined over loopback; what happens, happens to the second."""
+def start_two(
+    *words: str, hit: tuple[str, str] | None = None, number_hit: int = 1
+) -> list[subprocess.Popen]:
+    """Two processes of one run, joined over loopback; what happens, happens to one."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
-    joined = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    joined = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "HIT": str(number_hit)}
     return [
         start(*words[:2], *MANY, *words[2:], hit=hit, **joined, JAX_PROCESS_ID=str(number))
         for number in (0, 1)
