@@ -1,8 +1,8 @@
 """A run that something happens to in a phase of its choosing: python -m ... PHASE HAPPENING WORDS.
 
-The phase is one of PHASES, or of a start from a checkpoint; what happens is a signal's name, which
-the process sends itself there, once, or an error's, which it raises. WORDS are a command line. Of
-two processes, the one with the number HIT, or 1, is hit.
+The phase is one of PHASES, or of a start from a checkpoint. What happens is a signal by name, or
+several, which the process sends itself there, once, or an error, which it raises. WORDS are a
+command line. Of two processes, the one with the number HIT, or 1, is hit.
 """
 
 import builtins
@@ -32,7 +32,8 @@ def main(phase: str, happening: str, words: list[str]) -> int:
             print("happens", flush=True)
             if not happening.startswith("SIG"):
                 raise getattr(errors, happening, getattr(builtins, happening, None))("is raised")
-            os.kill(os.getpid(), getattr(signal, happening))
+            for name in happening.split():
+                os.kill(os.getpid(), getattr(signal, name))
 
     def ahead_of(place: Any, name: str, when: Callable[..., bool] = lambda *_: True) -> None:
         """Let it happen ahead of a call, if the arguments are such."""

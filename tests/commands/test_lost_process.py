@@ -13,6 +13,7 @@ from tests.commands.processes import (
     start_stepping,
     start_two,
     steps_of,
+    wait_for_step,
 )
 
 LAST = 12
@@ -29,11 +30,14 @@ def as_one(finished_run):
     return check
 
 
-@pytest.mark.parametrize("phase", PHASES)
-def test_a_sigterm_to_one_in_any_phase_saves_both(tmp_path, write_config, as_one, phase):
+@pytest.mark.parametrize(
+    ("phase", "signal"),
+    [*((phase, "SIGTERM") for phase in PHASES), ("step", "SIGINT"), ("evaluation", "SIGINT")],
+)
+def test_a_stop_of_one_in_any_phase_saves_both(tmp_path, write_config, as_one, phase, signal):
     folder = tmp_path / phase
     config = write_config(folder)
-    codes, words = ended(*start_two("train", config, hit=(phase, "SIGTERM")))
+    codes, words = ended(*start_two("train", config, hit=(phase, signal)))
     assert codes == [0, 0], words
     assert "happens" in words[1] and "saved: the same command goes on" in words[0]
     step = max(checkpoints_of(folder))
@@ -42,6 +46,26 @@ def test_a_sigterm_to_one_in_any_phase_saves_both(tmp_path, write_config, as_one
     codes, words = ended(start("train", config))  # goes on as one process
     assert codes == [0], words
     as_one(folder)
+
+
+def test_a_ctrl_c_that_both_get_saves_both(tmp_path, write_config):
+    """As a terminal sends it, to all of its processes."""
+    folder = tmp_path / "terminal"
+    processes = start_two("train", write_config(folder, steps=100_000))
+    assert wait_for_step(folder, 3, processes[0])
+    for process in processes:
+        process.send_signal(signal.SIGINT)
+    codes, words = ended(*processes)
+    assert codes == [0, 0], words
+    assert max(checkpoints_of(folder)) == max(steps_of(folder))
+
+
+def test_a_second_ctrl_c_to_one_ends_it_at_once(tmp_path, write_config):
+    config = write_config(tmp_path / "twice")
+    codes, words = ended(*start_two("train", config, hit=("step", "SIGINT SIGINT")))
+    assert codes[1] == -signal.SIGINT, words
+    assert codes[0] not in (0, -signal.SIGINT), words[0]
+    assert max(checkpoints_of(tmp_path / "twice")) == 6
 
 
 @pytest.mark.parametrize(("phase", "newest"), [("step", 6), ("save", 3), ("hashing", 3)])
