@@ -14,6 +14,9 @@ from gemma_train.checkpoints.folder import CheckpointFolder
 from tests.commands.conftest import ROOT, command, environment
 
 LAST = 12  # step of the small run
+# Seconds in which those that wait for a lost process end: the heartbeat's 10, the 5 for which jax's
+# end is waited for, and four times as much for a busy machine. jax alone would take 300.
+BY_THE_HEARTBEAT = 60
 MANY = ("--mesh.data", "2", "--mesh.runtime", "many_processes", "--mesh.heartbeat-seconds", "10")
 
 

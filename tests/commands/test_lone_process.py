@@ -6,11 +6,7 @@ import time
 import pytest
 
 from gemma_train.teachers.stored import SUM
-from tests.commands.processes import LAST, checkpoints_of, ended, start_two
-
-# Seconds: the heartbeat's 10, the 5 for which jax's end is waited for, and four times as much for a
-# busy machine. jax alone would take 300.
-UNTOLD = 60
+from tests.commands.processes import BY_THE_HEARTBEAT, LAST, checkpoints_of, ended, start_two
 
 
 def test_a_teacher_that_the_leader_reads_alone_leaves_saves_of_both_as_they_are(
@@ -46,10 +42,10 @@ def test_one_that_fails_alone_ends_with_its_code_and_the_other_by_the_heartbeat(
         if line == "happens\n":
             break
     began = time.monotonic()
-    codes, words = ended(processes[number], processes[1 - number], seconds=UNTOLD)
+    codes, words = ended(processes[number], processes[1 - number], seconds=BY_THE_HEARTBEAT)
     assert codes[0] == code and told in words[0]
     assert codes[1] != 0, words[1]  # it waited for the other, and was ended
-    assert time.monotonic() - began < UNTOLD
+    assert time.monotonic() - began < BY_THE_HEARTBEAT
 
 
 @pytest.mark.parametrize(
@@ -64,6 +60,8 @@ def test_what_one_meets_on_the_way_into_a_run_is_told_by_both(
     copied, phase, happening, number, code, told
 ):
     hit = (phase, happening)
-    codes, words = ended(*start_two("train", copied[1], hit=hit, number_hit=number), seconds=UNTOLD)
+    codes, words = ended(
+        *start_two("train", copied[1], hit=hit, number_hit=number), seconds=BY_THE_HEARTBEAT
+    )
     assert codes == [code, code], words
     assert all(told in text for text in words)

@@ -7,6 +7,7 @@ import pytest
 from gemma_train.errors import Stalled
 from tests.commands.interrupted import PHASES
 from tests.commands.processes import (
+    BY_THE_HEARTBEAT,
     checkpoints_of,
     ended,
     start,
@@ -68,14 +69,19 @@ def test_a_second_ctrl_c_to_one_ends_it_at_once(tmp_path, write_config):
     assert max(checkpoints_of(tmp_path / "twice")) == 6
 
 
-@pytest.mark.parametrize(("phase", "newest"), [("step", 6), ("save", 3), ("hashing", 3)])
+@pytest.mark.parametrize(
+    ("phase", "number", "newest"),
+    [("step", 1, 6), ("save", 1, 3), ("hashing", 1, 3), ("step", 0, 6), ("save", 0, 3)],
+)
 def test_when_one_is_killed_the_other_ends_within_the_heartbeat_and_two_go_on(
-    tmp_path, write_config, as_one, phase, newest
+    tmp_path, write_config, as_one, phase, number, newest
 ):
+    """Also where the leader is killed, which holds the service that tells of heartbeats."""
     folder = tmp_path / phase
     config = write_config(folder)
-    codes, words = ended(*start_two("train", config, hit=(phase, "SIGKILL")), seconds=120)
-    assert codes[1] == -signal.SIGKILL
+    processes = start_two("train", config, hit=(phase, "SIGKILL"), number_hit=number)
+    assert processes[number].wait(timeout=240) == -signal.SIGKILL
+    codes, words = ended(processes[1 - number], seconds=BY_THE_HEARTBEAT)
     assert codes[0] not in (0, -signal.SIGKILL), words[0]  # it ended by itself, and not well
     assert max(checkpoints_of(folder)) == newest
     codes, words = ended(*start_two("train", config))
