@@ -39,7 +39,8 @@ class Unrecoverable(UserError):
 
 
 class FaultyHardware(UserError):
-    """The same program gave two results: the machines are to be replaced, the run goes on."""
+    """Two results of one program, or a state that is not the one saved: the machines are to be
+    replaced, the run goes on."""
 
     exit_code = 4
 
@@ -48,6 +49,12 @@ class Stalled(UserError):
     """Something gave no answer in time; another start may find it well."""
 
     exit_code = 5
+
+
+class Elsewhere(UserError):
+    """Another process of the run failed by a fault of the program's; it shows the traceback."""
+
+    exit_code = 1
 
 
 def one_line(text: str) -> str:

@@ -8,21 +8,24 @@ Explicit: shardings are part of types, a wrong one is an error when the step is 
 import importlib.util
 import math
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
 import numpy as np
-from jax.experimental import mesh_utils, multihost_utils
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from gemma_train.axes import MESH_AXES
 from gemma_train.errors import UserError, require
 from gemma_train.silence import silenced_standard_error
 
-_LONGEST = 4096  # bytes that the leader tells at one time
+_PATIENCE = 5.0  # seconds in which those that end for one reason come to the end of jax's runtime
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,41 +115,34 @@ def _wake() -> None:
         jax.devices()
 
 
+def leave_runtime(code: int, error: Exception | None = None) -> None:
+    """End this process soon, with its own exit code, if it is one of many; else do nothing.
+
+    jax's own end waits minutes for all to come to it, says meanwhile that this one is alive, and
+    then aborts. Those that end for the same reason come soon; one that waits within a collective
+    ends by the heartbeat. The traceback of `error`, if there is one, is shown.
+    """
+    if not jax.distributed.is_initialized():
+        return
+    if error is not None:
+        traceback.print_exception(error)
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        with suppress(OSError):
+            stream.flush()
+    end = threading.Thread(target=_end_together, daemon=True)
+    end.start()
+    end.join(_PATIENCE)
+    os._exit(code)
+
+
+def _end_together() -> None:
+    with suppress(Exception):
+        jax.distributed.shutdown()
+
+
 def is_leader() -> bool:
     """Whether this process is the one of its run that writes and prints."""
     return jax.process_index() == 0
-
-
-def of_leader(find: Callable[[], str]) -> str:
-    """What the leader finds, on every process: the others look for nothing, and wait.
-
-    A `UserError` of the leader's is raised on all.
-    """
-    if jax.process_count() == 1:
-        return find()
-    sent = np.zeros(_LONGEST, np.uint8)
-    if is_leader():
-        try:
-            words = b"+" + find().encode()
-        except UserError as error:
-            words = b"-" + str(error).encode()
-        sent[: len(words)] = np.frombuffer(words[:_LONGEST], np.uint8)[: len(words)]
-    found = bytes(np.asarray(multihost_utils.broadcast_one_to_all(sent)))
-    words = found.rstrip(b"\0").decode(errors="replace")
-    require(words[:1] == "+", words[1:])
-    return words[1:]
-
-
-def of_all(words: str) -> list[str]:
-    """What every process says, in their order, on each of them; all of them wait."""
-    if jax.process_count() == 1:
-        return [words]
-    sent, content = np.zeros(_LONGEST, np.uint8), words.encode()[:_LONGEST]
-    sent[: len(content)] = np.frombuffer(content, np.uint8)
-    return [
-        bytes(row).rstrip(b"\0").decode(errors="replace")
-        for row in np.asarray(multihost_utils.process_allgather(sent))
-    ]
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:

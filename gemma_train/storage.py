@@ -31,7 +31,7 @@ _ABANDONED_SECONDS = 3600
 _MOST_OPEN = 64  # files of one `OpenFiles`
 _TRIES = 5  # of `patiently`, about 40 seconds in all
 _FIRST_WAIT_SECONDS = 1.0  # before the second; three times as long before each that follows
-BUCKET_LIBRARIES = ("gcsfs", "aiohttp", "google")
+_BUCKET_LIBRARIES = ("gcsfs", "aiohttp", "google")
 _BUSY = (408, 425, 429)  # statuses of HTTP that ask for another try, as do 500 and above
 _MOMENTARY = {
     errno.EIO,
@@ -49,6 +49,7 @@ _MOMENTARY = {
     errno.EHOSTUNREACH,
     errno.ENOTCONN,
 }
+_NO_SPACE = "no space left on the device: free some, or choose another place, and run it again"
 _log = logging.getLogger(__name__)
 
 
@@ -97,7 +98,7 @@ def is_transient(error: BaseException) -> bool:
 
     Not where a file is missing, may not be read, or has no room: that stays so.
     """
-    if type(error).__module__.partition(".")[0] in BUCKET_LIBRARIES:
+    if type(error).__module__.partition(".")[0] in _BUCKET_LIBRARIES:
         status = str(getattr(error, "code", getattr(error, "status", "")))
         if status.isdecimal():
             return int(status) >= 500 or int(status) in _BUSY
@@ -304,6 +305,17 @@ def unreadable(name: str, error: OSError, cure: str) -> UserError:
     if is_transient(error):
         return Stalled(f"{told}, {_TRIES} times: start again when its disk or network is well")
     return UserError(f"{told}: let this user read it, or name another")
+
+
+def refusal(error: Exception) -> UserError | None:
+    """In one line, what the system or a bucket refused; None for an error of another kind."""
+    kind, words = (Stalled if is_transient(error) else UserError), " ".join(str(error).split())
+    if type(error).__module__.partition(".")[0] in _BUCKET_LIBRARIES:
+        return kind(f"the bucket cannot be reached: {words}")
+    if not isinstance(error, OSError):
+        return UserError(_NO_SPACE) if "No space left on device" in words else None
+    reason = _NO_SPACE if error.errno == errno.ENOSPC else error.strerror or words
+    return kind(f"{error.filename}: {reason}" if error.filename else reason)
 
 
 class _OpenFile:

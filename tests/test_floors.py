@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "gemma_train"
 FLOORS = (
     ("errors", "axes", "run_files", "silence", "signals"),
     ("storage", "mesh", "zero3", "leaves", "checked"),
-    ("contents",),
+    ("contents", "agreement"),
     ("metrics", "tokenizer", "definition", "samplers", "sidecar", "vision"),
     ("kernels", "data", "optimizer", "checkpoints", "guard"),
     ("model", "placement"),

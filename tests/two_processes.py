@@ -1,11 +1,14 @@
 """One of the two processes of test_placement: started with an address and its number.
 
-They check their own rows of a batch, and that what one finds is told to both.
+They check their own rows of a batch, and that what one finds is told to both, also an error.
 """
 
 import math
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -24,25 +27,47 @@ def numbered(rows: int, layout: Layout) -> Batch:
 
 def check_leader(number: int) -> None:
     """What the leader finds is found by all, and so is its refusal; nobody else looks."""
-    from gemma_train.errors import UserError
-    from gemma_train.mesh import of_leader
+    from gemma_train.agreement import of_leader
+    from gemma_train.errors import Unrecoverable
 
     looked = []
 
     def find() -> str:
         looked.append(number)
         if len(looked) == 2:
-            raise UserError(f"refused by {number}")
+            raise Unrecoverable(f"refused by {number}")
         return f"ä of {number}"
 
     assert of_leader(find) == "ä of 0"
-    try:
-        of_leader(find)
-    except UserError as error:
-        assert str(error) == "refused by 0"
-    else:
-        raise AssertionError("the leader refused")
+    assert raised(lambda: of_leader(find)) == (3, "refused by 0")
     assert looked == ([0, 0] if number == 0 else [])
+
+
+def check_errors(number: int) -> None:
+    """An error of any is raised on all, of the same code."""
+    from gemma_train.agreement import by_all, of_leader
+
+    def fail(error: Exception) -> None:
+        raise error
+
+    assert by_all(lambda: number) == number
+    slow = TimeoutError(110, "no answer", f"file of {number}")
+    for who, fails in ((0, of_leader), (1, by_all)):
+        own = partial(fail, slow) if number == who else lambda: None
+        told = (110, str(slow)) if number == who else (5, f"file of {who}: no answer")
+        assert raised(lambda own=own, fails=fails: fails(own)) == told
+    own = partial(fail, KeyError("x")) if number == 1 else lambda: None
+    told = (None, "'x'") if number == 1 else (1, "process 1 failed: KeyError('x')")
+    assert raised(lambda: by_all(own)) == told
+
+
+def raised(function: Callable[[], Any]) -> tuple[int | None, str]:
+    """(exit code or number, message) of the error that it raises."""
+    try:
+        function()
+    except Exception as error:
+        return getattr(error, "exit_code", getattr(error, "errno", None)), str(error)
+    raise AssertionError("nothing was raised")
 
 
 def main(address: str, number: int) -> None:
@@ -54,6 +79,7 @@ def main(address: str, number: int) -> None:
 
     jax.distributed.initialize(address, num_processes=2, process_id=number)
     check_leader(number)
+    check_errors(number)
     start_runtime(MeshConfig(runtime="many_processes"))  # finds the runtime started already
     rows, length = 16, 8
     batch = numbered(rows, Layout(length=length, candidates=3, images=(1, 2, 3)))

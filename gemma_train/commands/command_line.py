@@ -7,7 +7,6 @@ that cannot go on, 4 faulty hardware, 5 no answer in time, 130 stopped at once.
 
 import contextlib
 import dataclasses
-import errno
 import io
 import itertools
 import logging
@@ -16,8 +15,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, get_origin
 
-from gemma_train.errors import Stalled, UserError
-from gemma_train.storage import BUCKET_LIBRARIES, is_transient
+from gemma_train.errors import UserError
+from gemma_train.storage import refusal
 
 USAGE = """usage: gemma-train VERB ...
 
@@ -45,18 +44,7 @@ STOPPED = 130  # as a shell says of what Ctrl-C ended
 def main() -> None:
     """The console script."""
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it raises what it logs with a traceback
-    code = run(sys.argv[1:])
-    if code == STOPPED:
-        _end_at_once(code)
-    sys.exit(code)
-
-
-def _end_at_once(code: int) -> None:
-    """End without waiting for threads, as `sys.exit` does: one may be at a slow disk."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError, OSError, ValueError):  # gone, or closed
-            stream.flush()
-    os._exit(code)
+    sys.exit(run_to_its_end(sys.argv[1:]))
 
 
 def run(arguments: list[str]) -> int:
@@ -67,7 +55,7 @@ def run(arguments: list[str]) -> int:
     try:
         return _verb(arguments[0])(arguments[1:]) or 0
     except UserError as error:
-        return _failed(str(error), error.exit_code)
+        return _failed(error)
     except BrokenPipeError:
         sys.stdout = None  # whoever read us has left, as `head` does
         return 0
@@ -75,9 +63,32 @@ def run(arguments: list[str]) -> int:
         print("stopped", file=sys.stderr)
         return STOPPED
     except Exception as error:
-        if not (told := _told(error)):
+        if (refused := refusal(error)) is None:
             raise
-        return _failed(told, Stalled.exit_code if is_transient(error) else UserError.exit_code)
+        return _failed(refused)
+
+
+def run_to_its_end(arguments: list[str]) -> int:
+    """The same, for a process that ends with it: one of many that fails leaves the others."""
+    try:
+        code = run(arguments)
+    except Exception as error:
+        _leave(1, error)
+        raise
+    if code or sys.stdout is None:
+        _leave(code)
+    return code
+
+
+def _leave(code: int, error: Exception | None = None) -> None:
+    """End at once where that cannot wait: one of many, or for threads that are at a slow disk."""
+    if mesh := sys.modules.get("gemma_train.mesh"):  # without it no runtime has started
+        mesh.leave_runtime(code, error)
+    if code == STOPPED:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(AttributeError, OSError, ValueError):  # gone, or closed
+                stream.flush()
+        os._exit(code)
 
 
 def _verb(name: str) -> Callable[[list[str]], int | None]:
@@ -266,20 +277,6 @@ def _both_from_flags(own: Any, config: Any, words: list[str], verb: str) -> tupl
     return both.own, both.config
 
 
-NO_SPACE = "no space left on the device: free some, or choose another place, and run it again"
-
-
-def _told(error: Exception) -> str:
-    """In one line, what the system or a bucket refused; "" for an error of another kind."""
-    words = " ".join(str(error).split())
-    if type(error).__module__.partition(".")[0] in BUCKET_LIBRARIES:
-        return f"the bucket cannot be reached: {words}"
-    if not isinstance(error, OSError):
-        return NO_SPACE if "No space left on device" in words else ""
-    reason = NO_SPACE if error.errno == errno.ENOSPC else error.strerror or words
-    return f"{error.filename}: {reason}" if error.filename else reason
-
-
-def _failed(line: str, code: int = UserError.exit_code) -> int:
-    print(f"gemma-train: {line}", file=sys.stderr)
-    return code
+def _failed(error: UserError) -> int:
+    print(f"gemma-train: {error}", file=sys.stderr)
+    return error.exit_code

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp_v0
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
@@ -14,8 +15,10 @@ from gemma_train.checkpoints.packing import Packed, Place
 from gemma_train.conversion.tensors import Tensor, Tensors, parcels
 from gemma_train.errors import UserError
 from gemma_train.metrics.byte_progress import Advance
+from gemma_train.run_files import STATE
 
 _PARCEL_BYTES = 1 << 28
+_DESCRIPTION = "_METADATA"  # beside the arrays
 
 # What orbax logs it also raises; of a damaged checkpoint asyncio tells once for every array.
 for _name in ("absl", "asyncio"):
@@ -23,13 +26,16 @@ for _name in ("absl", "asyncio"):
 
 
 def stored(checkpoint: epath.Path) -> Tensors:
-    """Every array of a checkpoint, also those that are packed into one.
+    """Every array of a checkpoint, also those that are packed into one; any process may read alone.
 
     Raises `UserError` where it cannot be read.
     """
     checkpoint = checkpoint.absolute()
     leaves, packed = _described(checkpoint)
-    arrays = {"/".join(keys): _tensor(checkpoint, keys, leaf) for keys, leaf in leaves.items()}
+    folder = _arrays_of(checkpoint)
+    arrays = {
+        "/".join(keys): _tensor(checkpoint, folder, keys, leaf) for keys, leaf in leaves.items()
+    }
     whole = {place.array: cache(arrays[place.array].read) for place in packed.places.values()}
     small = {
         name: Tensor(place.shape, arrays[place.array].dtype, partial(_cut, place, whole))
@@ -39,7 +45,10 @@ def stored(checkpoint: epath.Path) -> Tensors:
 
 
 def load(checkpoint: epath.Path, wanted: dict[str, Any]) -> dict[str, Any]:
-    """The wanted leaves of a run's checkpoint, each placed and cast as its abstract one says."""
+    """The wanted leaves of a run's checkpoint, each placed and cast as its abstract one says.
+
+    All processes come; none waits for another. Raises `UserError` where it cannot be read.
+    """
     checkpoint = checkpoint.absolute()
     _, packed = _described(checkpoint)
     loaded = _load(checkpoint, packed.arrays(wanted))
@@ -76,9 +85,9 @@ def _described(checkpoint: epath.Path) -> tuple[dict[tuple[str, ...], Any], Pack
 
 
 def _load(checkpoint: epath.Path, wanted: Any) -> Any:
-    """Arrays, whatever their nesting.
+    """Arrays, whatever their nesting; each process reads what it holds of them.
 
-    Each process reads what it holds of them, and waits for no other: one may load alone.
+    All come: Orbax counts what it does, and every save waits for those with the same count.
     """
     context = ocp.Context(multiprocessing_options=_alone())
     context.pytree.loading.partial_load = True
@@ -128,16 +137,29 @@ def save(
     ocp.partial.finalize(checkpoint)
 
 
-def _tensor(checkpoint: epath.Path, keys: tuple[str, ...], leaf: Any) -> Tensor:
+def _arrays_of(checkpoint: epath.Path) -> epath.Path:
+    """The folder of the arrays: one within the checkpoint or, of older Orbax, the checkpoint."""
+    within = (checkpoint / STATE, *sorted(checkpoint.iterdir()))
+    return next((one for one in within if (one / _DESCRIPTION).exists()), checkpoint)
+
+
+def _tensor(checkpoint: epath.Path, folder: epath.Path, keys: tuple[str, ...], leaf: Any) -> Tensor:
+    """Read whole, by the handler itself: an operation of Orbax's would be counted."""
     shape, dtype = tuple(leaf.shape), np.dtype(leaf.dtype)
 
     def read() -> np.ndarray:
-        wanted: Any = np.empty(shape, dtype)  # an address range, never touched
+        wanted: Any = ocp_v0.RestoreArgs(restore_type=np.ndarray)
         for key in reversed(keys):
             wanted = {key: wanted}
-        found = _load(checkpoint, wanted)
-        for key in keys:
-            found = found[key]
+        asked = ocp_v0.args.PyTreeRestore(wanted, restore_args=wanted, partial_restore=True)
+        try:
+            found: Any = ocp_v0.PyTreeCheckpointHandler().restore(folder, args=asked)
+            for key in keys:
+                found = found[key]
+            if (found.shape, found.dtype) != (shape, dtype):
+                raise ValueError(f"{'/'.join(keys)!r} is not as it is described")
+        except Exception as error:
+            raise _unreadable(checkpoint, error) from error
         return found
 
     return Tensor(shape, dtype, read)

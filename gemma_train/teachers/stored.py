@@ -7,6 +7,7 @@ from functools import partial
 from hashlib import sha256
 
 from gemma_train import storage
+from gemma_train.agreement import of_leader
 from gemma_train.config import RunConfig
 from gemma_train.conversion.fingerprint import parameters_sha256
 from gemma_train.conversion.tensors import Weights
@@ -18,7 +19,6 @@ from gemma_train.data.teacher_store.reading import TeacherStore
 from gemma_train.data.teacher_store.shards import Origin, check_origin
 from gemma_train.errors import require
 from gemma_train.losses.distillation import Distillation, Online, Stored
-from gemma_train.mesh import of_leader
 from gemma_train.metrics.byte_progress import progress
 from gemma_train.metrics.wording import byte_count, count
 from gemma_train.teachers.identity import model_files

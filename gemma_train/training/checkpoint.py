@@ -8,23 +8,25 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 import jax
 import tenacity
+from etils import epath
 from orbax.checkpoint import v1 as ocp
 
+from gemma_train.agreement import by_all, of_all, of_leader
 from gemma_train.checkpoints.folder import CheckpointFolder
 from gemma_train.checkpoints.packing import PLACES, pack
 from gemma_train.checkpoints.seal import seal
 from gemma_train.config import RunConfig, record
 from gemma_train.conversion import orbax_arrays
-from gemma_train.errors import Damaged, Stalled, UserError
+from gemma_train.errors import Damaged, FaultyHardware, Stalled, UserError
 from gemma_train.leaves import by_path, from_paths
-from gemma_train.mesh import is_leader, of_all, of_leader
+from gemma_train.mesh import is_leader
 from gemma_train.run_files import STATE
 from gemma_train.training.digest import digest
 from gemma_train.training.position import Position, position_after, position_in, write_return
@@ -38,6 +40,15 @@ _PLAIN = ocp.options.ArrayOptions(saving=ocp.options.ArrayOptions.Saving(use_com
 _LOOKED_AT = 100  # checkpoints, the newest ones, for one that is whole
 _TRIES = 5  # of the last save of a life, whose failure would lose steps
 _LONGEST_WAIT = 30.0  # seconds between them
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Kept:
+    """What was saved beside a state."""
+
+    position: Position
+    digest: str
+    versions: dict[str, str]
 
 
 class Checkpoints:
@@ -56,9 +67,7 @@ class Checkpoints:
         self._saving: Future[str] | None = None  # what goes wrong in it here, in a line
         self._saved: int | None = None  # the step of the last save that did not fail
         self._failures = self._again_at = 0
-        if is_leader():
-            self._folder.clear_unfinished()
-        of_all("cleared")
+        of_leader(self._folder.clear_unfinished)
 
     def newest_whole(self) -> int | None:
         """The newest step whose files are as they were sealed; None where none was ever saved.
@@ -72,37 +81,26 @@ class Checkpoints:
 
     def go_on_from(self, step: int) -> None:
         """Move what is newer than `step`, which was passed over, out of the way."""
-        if is_leader():
-            self._folder.set_aside_after(step)
-        of_all("set aside")
+        of_leader(partial(self._folder.set_aside_after, step))
         self._saved = step
 
     def restore(self, step: int) -> tuple[TrainState, Position]:
         """The checkpoint of a step, on the mesh in force.
 
-        Raises `Damaged` where it cannot be read, or is not the state that was saved.
+        Raises `Damaged` where it cannot be read, and `FaultyHardware` where what was read is not
+        the state that was saved.
         """
-        like, place = abstract_state(self._config), self._folder.checkpoint(step)
-        try:
-            state = from_paths(orbax_arrays.load(place, by_path(like)), like)
-            kept = orbax_arrays.metadata(place)
-            position = position_in(kept)
-            saved_as, made_by = kept["digest"], kept["versions"]
-        except Exception as error:
-            told = f"checkpoint {place} cannot be read: {_line(error)}"
-            raise Damaged(
-                f"{error if isinstance(error, UserError) else told}; if it is damaged, move that "
-                "folder away to go on from the one before"
-            ) from error
-        found = digest(state)
-        if found != saved_as:
-            raise Damaged(
-                f"checkpoint {place} was restored as {found}, and saved as {saved_as}: its files "
-                "are as they were sealed, so suspect this machine, or move that folder away"
+        place = self._folder.checkpoint(step)
+        state, kept = by_all(partial(_read, place, abstract_state(self._config)))
+        if (found := digest(state)) != kept.digest:
+            raise FaultyHardware(
+                f"checkpoint {place} was restored as {found}, and saved as {kept.digest}: its "
+                "files are as they were sealed, so suspect this machine; if another one finds the "
+                "same, move that folder away"
             )
-        if told := changes_since(made_by):
+        if told := changes_since(kept.versions):
             self._say(f"computed with other versions than before ({told}): bits may differ")
-        return state, position
+        return state, kept.position
 
     def position_after(self, step: int | None, saved: Position) -> Position:
         """Where a life goes on that begins after `step`: as `saved`, or as a return has left it."""
@@ -238,26 +236,27 @@ class Checkpoints:
         self._thread.shutdown(wait=error is None or isinstance(error, Exception))
 
 
-def _found_by_all(damage: Callable[[slice], str]) -> str:
-    """The first finding of all processes, each of which reads its share of the files.
-
-    What one of them cannot tell is raised on all.
-    """
-    here, count, trouble = jax.process_index(), jax.process_count(), None
+def _read(place: epath.Path, like: TrainState) -> tuple[TrainState, _Kept]:
     try:
-        found = damage(slice(here, None, count))
-    except UserError as error:
-        found, trouble = f"{_TROUBLE}{error}", error
-    told = of_all(found)
-    if trouble is not None:
-        raise trouble
-    for words in told:
-        if words.startswith(_TROUBLE):
-            raise Stalled(words.removeprefix(_TROUBLE))
-    return next(filter(None, told), "")
+        state = from_paths(orbax_arrays.load(place, by_path(like)), like)
+        beside = orbax_arrays.metadata(place)
+        return state, _Kept(
+            position=position_in(beside),
+            digest=beside["digest"],
+            versions=beside["versions"],
+        )
+    except Exception as error:
+        told = f"checkpoint {place} cannot be read: {_line(error)}"
+        raise Damaged(
+            f"{error if isinstance(error, UserError) else told}; if it is damaged, move that "
+            "folder away to go on from the one before"
+        ) from error
 
 
-_TROUBLE = "cannot be told: "
+def _found_by_all(damage: Callable[[slice], str]) -> str:
+    """The first finding of all processes, each of which reads its share of the files."""
+    share = slice(jax.process_index(), None, jax.process_count())
+    return _all_well(by_all(partial(damage, share)))
 
 
 def _all_well(line: str) -> str:

@@ -7,12 +7,13 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from gemma_train import storage
+from gemma_train.agreement import of_all, of_leader
 from gemma_train.config import RunConfig, read_record, record
 from gemma_train.data.images.pictures import PICTURES, kept_picture
 from gemma_train.drift import accepts, differences
 from gemma_train.errors import UserError
 from gemma_train.evaluation.captions import Answers
-from gemma_train.mesh import is_leader, of_all, of_leader
+from gemma_train.mesh import is_leader
 from gemma_train.metrics.captions import Caption, write
 from gemma_train.run_files import CAPTIONS, RECORD, SUMMARY
 from gemma_train.tokenizer.tokenizer import Tokenizer

@@ -14,8 +14,8 @@ import msgspec
 from etils import epath
 
 from gemma_train import sidecar
+from gemma_train.agreement import of_leader
 from gemma_train.errors import Damaged
-from gemma_train.mesh import of_leader
 from gemma_train.run_files import RETURN
 from gemma_train.sidecar import Count
 

@@ -38,7 +38,8 @@ def train(config: RunConfig, say: Callable[[str], None] = print) -> Outcome:
 
     The runtime has started. `say` is told of the teacher that the run learns from, and of damaged
     checkpoints. Raises `UserError` for a mesh, folder, data or teacher that do not fit,
-    `Unrecoverable` where bad steps do not end, and `FaultyHardware` where a replay differs.
+    `Unrecoverable` where bad steps do not end, and `FaultyHardware` where a replay or what is
+    restored differs.
     """
     taught_by = open_teacher(config)
     mesh = make_mesh(config.mesh)

@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM as a request: the loop saves and ends; Ctrl-C after that ends at once.
 
-Many processes end at one step: jax's coordination service takes the SIGTERM that any of them gets.
+Many processes end at one step: jax's coordination service takes the SIGTERM that any of them gets,
+and the first Ctrl-C, which it does not know, is made one.
 """
 
 import os
@@ -24,9 +25,13 @@ def stopping_for(say: Callable[[str], None]) -> Callable[[str], None]:
 
     def tell(notice: str) -> None:
         say(f"notice from Compute Engine: {notice}")
-        os.kill(os.getpid(), signal.SIGTERM)
+        _request()
 
     return tell
+
+
+def _request() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 class StopRequest:
@@ -43,7 +48,7 @@ class StopRequest:
         Of many none may leave what all are at: they end at the next step.
         """
         self._end_at_once()
-        if self._requested:
+        if self._alone and self._requested:
             raise Stopped
 
     def agreed(self) -> bool:
@@ -55,7 +60,7 @@ class StopRequest:
         return multihost_utils.reached_preemption_sync_point(self._polls)
 
     def __enter__(self) -> Self:
-        numbers = (signal.SIGINT, signal.SIGTERM) if self._alone else ()
+        numbers = (signal.SIGINT, signal.SIGTERM) if self._alone else (signal.SIGINT,)
         self._handled = handled(numbers, self._ask)
         self._handled.__enter__()
         return self
@@ -68,6 +73,9 @@ class StopRequest:
         self._at_once |= self._requested and number == signal.SIGINT
         self._requested = True
         self._end_at_once()
+        if not self._alone:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends at once, native code or not
+            _request()
 
     def _end_at_once(self) -> None:
         """Raise what a second Ctrl-C is: once more where a callback of native code swallowed it."""

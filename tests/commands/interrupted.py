@@ -1,9 +1,11 @@
 """A run that something happens to in a phase of its choosing: python -m ... PHASE HAPPENING WORDS.
 
-The phase is one of PHASES; what happens is a signal's name, which the process sends itself there,
-once. WORDS are a command line. Of two processes, only number 1 is hit.
+The phase is one of PHASES, or of a start from a checkpoint. What happens is a signal by name, or
+several, which the process sends itself there, once, or an error, which it raises. WORDS are a
+command line. Of two processes, the one with the number HIT, or 1, is hit.
 """
 
+import builtins
 import os
 import signal
 import sys
@@ -16,19 +18,24 @@ SLOW = 15.0  # seconds of the phase "slow disk", which is none of these: its hap
 STEP = 8  # in which "step" and "save" happen: past the checkpoint of step 3, ahead of that of 9
 
 
-def main(phase: str, happening: str, words: list[str]) -> None:
-    from gemma_train.checkpoints import seal
+def main(phase: str, happening: str, words: list[str]) -> int:
+    from gemma_train import errors
+    from gemma_train.checkpoints import folder, seal
     from gemma_train.commands import command_line
     from gemma_train.evaluation import held_out
     from gemma_train.training import checkpoint, loop
 
-    left = [1 if os.environ.get("JAX_PROCESS_ID", "1") == "1" else 0]
+    hit = os.environ.get("HIT", "1")
+    left = [int(os.environ.get("JAX_PROCESS_ID", hit) == hit)]
 
     def happen(*_: Any) -> None:
         if left[0]:
             left[0] = 0
             print("happens", flush=True)
-            os.kill(os.getpid(), getattr(signal, happening))
+            if not happening.startswith("SIG"):
+                raise getattr(errors, happening, getattr(builtins, happening, None))("is raised")
+            for name in happening.split():
+                os.kill(os.getpid(), getattr(signal, name))
 
     def ahead_of(place: Any, name: str, when: Callable[..., bool] = lambda *_: True) -> None:
         """Let it happen ahead of a call, if the arguments are such."""
@@ -63,12 +70,17 @@ def main(phase: str, happening: str, words: list[str]) -> None:
                 sealed(place, *given)
 
             checkpoint.seal = slow
+        case "clearing":  # of what a kill has left, by the leader
+            ahead_of(folder.CheckpointFolder, "clear_unfinished")
+        case "verifying":  # this one's share of the files
+            ahead_of(folder, "damage")
+        case "restoring":
+            ahead_of(checkpoint.orbax_arrays, "metadata")
         case _:
             raise ValueError(phase)
     assert seal and held_out
-    sys.argv[1:] = words
-    command_line.main()
+    return command_line.run_to_its_end(words)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], sys.argv[3:])
+    sys.exit(main(sys.argv[1], sys.argv[2], sys.argv[3:]))

@@ -14,6 +14,9 @@ from gemma_train.checkpoints.folder import CheckpointFolder
 from tests.commands.conftest import ROOT, command, environment
 
 LAST = 12  # step of the small run
+# Seconds in which those that wait for a lost process end: the heartbeat's 10, the 5 for which jax's
+# end is waited for, and four times as much for a busy machine. jax alone would take 300.
+BY_THE_HEARTBEAT = 60
 MANY = ("--mesh.data", "2", "--mesh.runtime", "many_processes", "--mesh.heartbeat-seconds", "10")
 
 
@@ -65,11 +68,13 @@ def start_stepping(config: str) -> subprocess.Popen:
     return run
 
 
-def start_two(*words: str, hit: tuple[str, str] | None = None) -> list[subprocess.Popen]:
-    """Two processes of one run, joined over loopback; what happens, happens to the second."""
+def start_two(
+    *words: str, hit: tuple[str, str] | None = None, number_hit: int = 1
+) -> list[subprocess.Popen]:
+    """Two processes of one run, joined over loopback; what happens, happens to one."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
-    joined = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    joined = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "HIT": str(number_hit)}
     return [
         start(*words[:2], *MANY, *words[2:], hit=hit, **joined, JAX_PROCESS_ID=str(number))
         for number in (0, 1)

@@ -9,6 +9,7 @@ import pytest
 
 from gemma_train.checkpoints.folder import CheckpointFolder
 from gemma_train.commands import checkpoint, command_line
+from gemma_train.errors import FaultyHardware
 from tests.commands.processes import (
     LAST,
     assert_same_arrays,
@@ -66,7 +67,9 @@ def test_readers_pass_over_a_damaged_checkpoint_too(copied, gemma_train):
     assert file.exists(), "who looks moves nothing"
 
 
-def test_a_state_that_is_not_the_one_saved_is_refused(copied, refused, one_device, monkeypatch):
+def test_a_state_that_is_not_the_one_saved_is_faulty_hardware(
+    copied, capsys, one_device, monkeypatch
+):
     """As if memory or a file system changed it between the files, which are whole, and the chip."""
     from gemma_train.training import checkpoint as training
 
@@ -79,7 +82,8 @@ def test_a_state_that_is_not_the_one_saved_is_refused(copied, refused, one_devic
         return real({**leaves, "model/embedding/table": jax.device_put(table, place)}, like)
 
     monkeypatch.setattr(training, "from_paths", flipped)
-    assert "checkpoints/9 was restored as" in refused("train", copied[1])
+    assert command_line.run(["train", copied[1]]) == FaultyHardware.exit_code
+    assert "checkpoints/9 was restored as" in capsys.readouterr().err
 
 
 def test_the_command_lists_verifies_and_prunes(copied, capsys, refused):

@@ -7,12 +7,14 @@ import pytest
 from gemma_train.errors import Stalled
 from tests.commands.interrupted import PHASES
 from tests.commands.processes import (
+    BY_THE_HEARTBEAT,
     checkpoints_of,
     ended,
     start,
     start_stepping,
     start_two,
     steps_of,
+    wait_for_step,
 )
 
 LAST = 12
@@ -29,11 +31,14 @@ def as_one(finished_run):
     return check
 
 
-@pytest.mark.parametrize("phase", PHASES)
-def test_a_sigterm_to_one_in_any_phase_saves_both(tmp_path, write_config, as_one, phase):
+@pytest.mark.parametrize(
+    ("phase", "signal"),
+    [*((phase, "SIGTERM") for phase in PHASES), ("step", "SIGINT"), ("evaluation", "SIGINT")],
+)
+def test_a_stop_of_one_in_any_phase_saves_both(tmp_path, write_config, as_one, phase, signal):
     folder = tmp_path / phase
     config = write_config(folder)
-    codes, words = ended(*start_two("train", config, hit=(phase, "SIGTERM")))
+    codes, words = ended(*start_two("train", config, hit=(phase, signal)))
     assert codes == [0, 0], words
     assert "happens" in words[1] and "saved: the same command goes on" in words[0]
     step = max(checkpoints_of(folder))
@@ -44,14 +49,39 @@ def test_a_sigterm_to_one_in_any_phase_saves_both(tmp_path, write_config, as_one
     as_one(folder)
 
 
-@pytest.mark.parametrize(("phase", "newest"), [("step", 6), ("save", 3), ("hashing", 3)])
+def test_a_ctrl_c_that_both_get_saves_both(tmp_path, write_config):
+    """As a terminal sends it, to all of its processes."""
+    folder = tmp_path / "terminal"
+    processes = start_two("train", write_config(folder, steps=100_000))
+    assert wait_for_step(folder, 3, processes[0])
+    for process in processes:
+        process.send_signal(signal.SIGINT)
+    codes, words = ended(*processes)
+    assert codes == [0, 0], words
+    assert max(checkpoints_of(folder)) == max(steps_of(folder))
+
+
+def test_a_second_ctrl_c_to_one_ends_it_at_once(tmp_path, write_config):
+    config = write_config(tmp_path / "twice")
+    codes, words = ended(*start_two("train", config, hit=("step", "SIGINT SIGINT")))
+    assert codes[1] == -signal.SIGINT, words
+    assert codes[0] not in (0, -signal.SIGINT), words[0]
+    assert max(checkpoints_of(tmp_path / "twice")) == 6
+
+
+@pytest.mark.parametrize(
+    ("phase", "number", "newest"),
+    [("step", 1, 6), ("save", 1, 3), ("hashing", 1, 3), ("step", 0, 6), ("save", 0, 3)],
+)
 def test_when_one_is_killed_the_other_ends_within_the_heartbeat_and_two_go_on(
-    tmp_path, write_config, as_one, phase, newest
+    tmp_path, write_config, as_one, phase, number, newest
 ):
+    """Also where the leader is killed, which holds the service that tells of heartbeats."""
     folder = tmp_path / phase
     config = write_config(folder)
-    codes, words = ended(*start_two("train", config, hit=(phase, "SIGKILL")), seconds=120)
-    assert codes[1] == -signal.SIGKILL
+    processes = start_two("train", config, hit=(phase, "SIGKILL"), number_hit=number)
+    assert processes[number].wait(timeout=240) == -signal.SIGKILL
+    codes, words = ended(processes[1 - number], seconds=BY_THE_HEARTBEAT)
     assert codes[0] not in (0, -signal.SIGKILL), words[0]  # it ended by itself, and not well
     assert max(checkpoints_of(folder)) == newest
     codes, words = ended(*start_two("train", config))
