@@ -22,7 +22,7 @@ from gemma_train.mesh import MeshConfig, is_leader, make_mesh, start_runtime
 from gemma_train.metrics.interval import Mean
 from gemma_train.metrics.waiting import waiting
 from gemma_train.run_files import CONTEXT
-from gemma_train.tokenizer.tokenizer import Tokenizer
+from gemma_train.tokenizer.tokenizer import Tokenizer, check_same_ids
 
 LENGTHS = (512, 1024, 2048, 4096)
 
@@ -98,10 +98,12 @@ def _opened(folder: str, asked: OverContext) -> _Opened:
         bool(config.data.held_out),
         f"{folder!r} held nothing out (data.held_out is empty): there is no text to ask it of",
     )
+    weights = open_weights(folder)
+    check_same_ids(weights.tokenizer, config.data.tokenizer, f"run {folder!r} was made with")
     return _Opened(
         folder=folder,
         config=config,
-        weights=open_weights(folder),
+        weights=weights,
         text=long_rows(config.data, max(asked.lengths), asked.rows),
         tokenizer=Tokenizer.load(config.data.tokenizer),
     )

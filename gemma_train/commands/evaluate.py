@@ -12,6 +12,7 @@ from gemma_train.data.unigram import unigram_entropy
 from gemma_train.errors import require
 from gemma_train.evaluation.held_out import make_held_out_loss
 from gemma_train.mesh import MeshConfig, is_leader, make_mesh, start_runtime
+from gemma_train.tokenizer.tokenizer import check_same_ids
 from gemma_train.training.images import store_head
 
 
@@ -50,6 +51,8 @@ def run(arguments: EvaluateArguments) -> None:
     mesh = make_mesh(config.mesh, jax.devices()[: config.mesh.devices])
     with jax.set_mesh(mesh):
         weights = open_weights(config.folder)
+        whose = f"run {config.folder!r} was made with"
+        check_same_ids(weights.tokenizer, config.data.tokenizer, whose)
         model = load(weights, config.compute)
         evaluate = make_held_out_loss(
             config.data,

@@ -8,7 +8,6 @@ whole, every device holds all of it and nothing is gathered.
 from dataclasses import replace
 from functools import partial
 
-from gemma_train import storage
 from gemma_train.config import RunConfig
 from gemma_train.conversion.fingerprint import stored_encoder_sha256
 from gemma_train.conversion.load import load, open_weights, untrained
@@ -20,7 +19,7 @@ from gemma_train.metrics.wording import count
 from gemma_train.model import ComputeConfig, Gemma, GemmaConfig
 from gemma_train.model.flops import parameter_count
 from gemma_train.placement import abstract
-from gemma_train.tokenizer.tokenizer import Tokenizer
+from gemma_train.tokenizer.tokenizer import check_same_ids
 
 
 def online(config: RunConfig) -> Online | None:
@@ -41,8 +40,8 @@ def open_teacher(config: RunConfig) -> Weights | None:
         weights = open_weights(teacher.weights, teacher.model, teacher.step)
     _check_model(config, teacher, weights.config)
     _check_encoder(config, teacher, weights)
-    if weights.tokenizer is not None:
-        _check_tokenizer(config, teacher, weights.tokenizer)
+    whose = f"loss.teacher.weights {teacher.weights!r} was made with"
+    check_same_ids(weights.tokenizer, config.data.tokenizer, whose)
     return weights
 
 
@@ -132,19 +131,4 @@ def _check_encoder(config: RunConfig, teacher: Online, weights: Weights) -> None
         f"loss.teacher.weights {teacher.weights!r} has seen images by encoder {(there or '')[:12]}"
         f"..., data.images.store has those of {here.encoder!r} ({here.encoder_sha256[:12]}...): a "
         "teacher's images must be the student's",
-    )
-
-
-def _check_tokenizer(config: RunConfig, teacher: Online, found: str) -> None:
-    """Refuse a tokenizer of other pieces; files may differ in what changes no id."""
-    asked = config.data.tokenizer
-    files = (storage.existing(name, "tokenizer") for name in (found, asked))
-    if len({storage.sha256(file) for file in files}) == 1:
-        return
-    one, other = Tokenizer.load(found), Tokenizer.load(asked)
-    require(
-        [piece.text for piece in one.pieces()] == [piece.text for piece in other.pieces()],
-        f"loss.teacher.weights {teacher.weights!r} was made with the tokenizer {found!r} "
-        f"({one.sha256[:12]}), the data with {asked!r} ({other.sha256[:12]}): a teacher's tokens "
-        "must be the student's",
     )

@@ -114,6 +114,22 @@ class Tokenizer:
         return [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
 
 
+def check_same_ids(own: str | None, asked: str, whose: str) -> None:
+    """Raise `UserError` unless two model files give the same ids; what changes none may differ.
+
+    `whose` says whose `own` is: "run 'x' was made with". A model that came without is believed.
+    """
+    if own is None:
+        return
+    one, other = Tokenizer.load(own), Tokenizer.load(asked)
+    require(
+        one.sha256 == other.sha256
+        or [piece.text for piece in one.pieces()] == [piece.text for piece in other.pieces()],
+        f"{whose} the tokenizer {own!r} ({one.sha256[:12]}), the data with {asked!r} "
+        f"({other.sha256[:12]}): ids would mean other text; bring that tokenizer and its data back",
+    )
+
+
 def _pattern(proto: sentencepiece_model_pb2.ModelProto) -> re.Pattern[str]:
     """Matches the user-defined pieces that are not layout."""
     control = [

@@ -15,8 +15,8 @@ from gemma_train.errors import UserError
 from gemma_train.evaluation.captions import Answers
 from gemma_train.mesh import is_leader
 from gemma_train.metrics.captions import Caption, write
-from gemma_train.run_files import CAPTIONS, RECORD, SUMMARY
-from gemma_train.tokenizer.tokenizer import Tokenizer
+from gemma_train.run_files import CAPTIONS, RECORD, SUMMARY, TOKENIZER
+from gemma_train.tokenizer.tokenizer import Tokenizer, check_same_ids
 
 
 @contextmanager
@@ -68,6 +68,18 @@ def claim(config: RunConfig, *, begun: bool) -> list[str]:
         (folder / SUMMARY).unlink(missing_ok=True)  # of the steps that it had before
         storage.write_whole(folder / RECORD, record(config))
     return accepted
+
+
+def keep_tokenizer(config: RunConfig, *, begun: bool) -> None:
+    """Keep a copy of a run's tokenizer, for another may take its file's place.
+
+    Raises `UserError` where the run has `begun` with one of other ids.
+    """
+    own = storage.path(config.folder) / TOKENIZER
+    if begun and own.exists():
+        check_same_ids(str(own), config.data.tokenizer, f"folder {config.folder!r} was begun with")
+    elif is_leader():
+        storage.write_whole(own, Tokenizer.load(config.data.tokenizer).model)
 
 
 def finished(config: RunConfig) -> bool:

@@ -18,7 +18,7 @@ from gemma_train.teachers.identity import keep_teacher
 from gemma_train.teachers.online import load_teacher, open_teacher, told
 from gemma_train.teachers.stored import open_store
 from gemma_train.training.checkpoint import Checkpoints
-from gemma_train.training.claim import claim, only_writer
+from gemma_train.training.claim import claim, keep_tokenizer, only_writer
 from gemma_train.training.images import check_beginning, keep_encoder, store_head
 from gemma_train.training.loop import Loop, Outcome
 from gemma_train.training.maintenance import MaintenanceNotice
@@ -66,6 +66,7 @@ def train(config: RunConfig, say: Callable[[str], None] = print) -> Outcome:
         check_beginning(weights, head)
         check_moments(config, weights)
         accepted = claim(config, begun=begun)
+        keep_tokenizer(config, begun=begun)
         keep_teacher(config, taught_by, begun=begun)
         keep_encoder(config, head, begun=begun)
 

@@ -214,6 +214,7 @@ def test_a_file_that_is_no_tokenizer_is_not_copied(refused, exported, tmp_path):
     """A record from elsewhere may name any file of this machine as its tokenizer."""
     run, secret = tmp_path / "run", tmp_path / "secret"
     shutil.copytree(exported["run"], run)
+    (run / "tokenizer.model").unlink()  # its own, which would be taken
     secret.write_text("private")
     record = (run / "config.py").read_text()
     (run / "config.py").write_text(re.sub("tokenizer='[^']*'", f"tokenizer='{secret}'", record))

@@ -346,7 +346,8 @@ def test_what_is_stored_is_what_the_teacher_would_say_in_the_step(
         for array in (b.candidates_btq, b.probabilities_btq)
     )
     expected = dense(online_ids, online_weights)
-    assert 0 <= divergence(dense(ids, weights), expected) < 6e-4
+    most = 1e-3 if isinstance(sampler, Priority) else 6e-4
+    assert 0 <= divergence(dense(ids, weights), expected) < most
     assert divergence(dense(ids, weights[:, ::-1]), expected) > 6e-3  # weights that are wrong
 
 
@@ -366,11 +367,17 @@ def dense(ids_nq: np.ndarray, weights_nq: np.ndarray) -> np.ndarray:
     return found
 
 
-@pytest.mark.parametrize("sampler", ["TopK(candidates=64)", "Priority(candidates=64)"])
+@pytest.mark.parametrize(
+    ("sampler", "most"), [("TopK(candidates=64)", 2e-3), ("Priority(candidates=64)", 6e-3)]
+)
 def test_a_stored_teacher_gives_the_loss_curve_of_one_in_the_step(
-    tmp_path, write_distilled, gemma_train, sampler
+    tmp_path, write_distilled, gemma_train, sampler, most
 ):
-    """Same sampler, same seed: what differs is 8-bit weights, under 2e-3 nats at every step."""
+    """Same sampler, same seed: what differs is how weights are stored, under `most` nats a step.
+
+    Priority's are rounded at random, also their sum: steps of some hundred tokens differ more, and
+    now this way, now that.
+    """
     stored = write_distilled("stored", store=tmp_path / "store", sampler=sampler)
     online = tmp_path / "online.py"
     text = Path(stored).read_text().replace("student", "online").replace("Stored(", "Online(")
@@ -381,8 +388,9 @@ def test_a_stored_teacher_gives_the_loss_curve_of_one_in_the_step(
         assert done.returncode == 0, done.stderr
     one, other = (steps_of(tmp_path / name) for name in ("stored", "online"))
     assert one.keys() == other.keys() == set(range(1, 13))
-    gaps = [abs(one[step]["loss"] - other[step]["loss"]) for step in one]
-    assert max(gaps) < 2e-3
+    gaps = [one[step]["loss"] - other[step]["loss"] for step in one]
+    assert max(map(abs, gaps)) < most
+    assert abs(sum(gaps) / len(gaps)) < 2e-3
 
 
 def test_what_is_no_distilled_run_is_refused(finished_run, gemma_train):

@@ -142,6 +142,20 @@ def test_a_tokenizer_that_did_not_make_the_data(refused, config, own_data, one_d
     assert "tokenizer" in told
 
 
+def test_a_run_over_data_of_another_tokenizer_than_it_was_begun_with(
+    refused, copied, corpus, one_device, tokenizer
+):
+    """As if recipes had made tokenizer and data anew in their places: the run has its own copy."""
+    folder, config = copied
+    own = folder / "tokenizer.model"
+    assert own.read_bytes() == Path(corpus, "tokenizer.model").read_bytes()
+    own.write_bytes(tokenizer)
+    for words, whose in ((("train", config), "begun"), (("evaluate", str(folder)), "made")):
+        told = refused(*words)
+        assert f"was {whose} with the tokenizer '{own}'" in told
+        assert f"the data with '{corpus}/tokenizer.model'" in told
+
+
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory) -> bytes:
     """Another tokenizer's bytes."""
