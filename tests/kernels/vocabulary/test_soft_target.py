@@ -142,6 +142,15 @@ def test_split_over_a_mesh_it_is_the_same(mesh, width, rows, columns, terms, for
 
 
 @FORMS
+@pytest.mark.parametrize("devices", [2, 4])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_so_it_is_of_every_sampler(sampler, devices, form, mesh_of):
+    arrays = sample(7, sampler, hard_weight=True)
+    with mesh_of(seq=devices):
+        check(arrays, replace(TERMS["all together"], soft_form=form))
+
+
+@FORMS
 @pytest.mark.parametrize(("mesh", "width"), [((1, 1, 1), 12), ((2, 2, 2), 12)])
 @pytest.mark.parametrize("terms", ["plain", "all together"])
 def test_in_bfloat16_it_stays_near_the_dense_loss(terms, mesh, width, form, mesh_of):
