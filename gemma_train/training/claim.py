@@ -11,11 +11,11 @@ from gemma_train.agreement import of_all, of_leader
 from gemma_train.config import RunConfig, read_record, record
 from gemma_train.data.images.pictures import PICTURES, kept_picture
 from gemma_train.drift import accepts, differences
-from gemma_train.errors import UserError
+from gemma_train.errors import UserError, require
 from gemma_train.evaluation.captions import Answers
 from gemma_train.mesh import is_leader
 from gemma_train.metrics.captions import Caption, write
-from gemma_train.run_files import CAPTIONS, RECORD, SUMMARY, TOKENIZER
+from gemma_train.run_files import CAPTIONS, RECORD, SUMMARY, TEACHER, TOKENIZER
 from gemma_train.tokenizer.tokenizer import Tokenizer, check_same_ids
 
 
@@ -51,6 +51,11 @@ def claim(config: RunConfig, *, begun: bool) -> list[str]:
     Raises `UserError` where it was begun (saved) by another config, beyond those.
     """
     folder, accepted = storage.path(config.folder), []
+    require(
+        (folder / RECORD).exists() or not (folder / TEACHER).exists(),
+        f"folder {config.folder!r} holds a teacher's targets ({TEACHER} without {RECORD}): choose "
+        "another --folder",
+    )
     if begun:
         found = differences(read_record(config.folder), config)
         accepted = [one for name, one in found.items() if accepts(config.accepted_changes, name)]

@@ -400,6 +400,21 @@ def test_what_is_no_distilled_run_is_refused(finished_run, gemma_train):
     assert "loss is NextToken without a store: set loss=Distillation(" in refused.stderr
 
 
+def test_a_store_and_a_run_are_not_put_into_one_folder(
+    tmp_path, whole_store, finished_run, write_distilled, gemma_train
+):
+    store = shutil.copytree(whole_store[0], tmp_path / "store")
+    before = (store / "teacher.json").read_bytes()
+    refused = gemma_train("train", finished_run[1], "--folder", str(store))
+    assert refused.returncode == 2
+    assert "holds a teacher's targets (teacher.json without config.py)" in refused.stderr
+    assert (store / "teacher.json").read_bytes() == before
+    for verb in ("teacher", "train"):
+        refused = gemma_train(verb, write_distilled(store=finished_run[0]))
+        assert refused.returncode == 2
+        assert "is the folder of a run (config.py is in it)" in refused.stderr
+
+
 def test_wrong_arguments_are_named(whole_store, gemma_train):
     for message, words in {
         "writer is 2: must be 0 to 1, for writers is 2": ("--writer", "2", "--writers", "2"),

@@ -21,6 +21,7 @@ from gemma_train.data.teacher_store.shards import (
     shard_files,
 )
 from gemma_train.errors import Damaged, UserError, require
+from gemma_train.run_files import RECORD
 
 
 class TeacherStore:
@@ -88,11 +89,16 @@ class TeacherStore:
 
 
 def check_folder(folder: str) -> None:
-    """Raise `UserError` for a file, and for a bucket, which would be read row by row."""
+    """Raise `UserError` for a file, a run, and a bucket, which would be read row by row."""
     require("://" not in folder, f"teacher store {folder!r} must be local: copy or mount it")
     require(
         not storage.path(folder).is_file(),
         f"teacher store {folder!r} is a file: name a folder as loss.teacher.folder",
+    )
+    require(
+        not (storage.path(folder) / RECORD).exists(),
+        f"teacher store {folder!r} is the folder of a run ({RECORD} is in it): name another as "
+        "loss.teacher.folder",
     )
 
 
