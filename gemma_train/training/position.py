@@ -43,7 +43,7 @@ def position_in(metadata: Mapping[str, Any]) -> Position:
     """What a checkpoint's metadata tell of it. Raises `Damaged` where they do not."""
     try:
         return msgspec.convert(metadata.get("position"), Position)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, UnicodeError) as error:
         raise Damaged(f"its position is garbled ({error})") from None
 
 

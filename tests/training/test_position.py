@@ -44,7 +44,9 @@ def test_a_damaged_note_is_one_clear_line(checkpoints):
 
 
 @pytest.mark.parametrize(
-    "told", [{}, {"position": None}, {"position": {"next_row": "12"}}], ids=str
+    "told",
+    [{}, {"position": None}, {"position": {"next_row": "12"}}, {"position": {"\ud800": 1}}],
+    ids=str,
 )
 def test_a_position_that_is_garbled_in_a_checkpoint_is_one_clear_line(told):
     assert position_in({"position": {"next_row": 12}}) == SAVED
