@@ -73,7 +73,8 @@ def by_all[Result](work: Callable[[], Result]) -> Result:
 def _packed(error: Exception) -> str:
     told = error if isinstance(error, UserError) else refusal(error)
     told = told or Elsewhere(f"process {jax.process_index()} failed: {error!r}")
-    return f"{type(told).__name__} {told}"
+    kind = next(one.__name__ for one in type(told).__mro__ if one.__name__ in _KINDS)
+    return f"{kind} {told}"
 
 
 def _unpacked(words: str) -> UserError:

@@ -56,13 +56,13 @@ def run(arguments: list[str]) -> int:
         return _verb(arguments[0])(arguments[1:]) or 0
     except UserError as error:
         return _failed(error)
-    except BrokenPipeError:
-        sys.stdout = None  # whoever read us has left, as `head` does
-        return 0
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return STOPPED
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and not error.filename:
+            sys.stdout = None  # whoever read us has left, as `head` does
+            return 0
         if (refused := refusal(error)) is None:
             raise
         return _failed(refused)

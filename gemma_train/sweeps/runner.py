@@ -86,6 +86,7 @@ def run_all(sweep: Sweep, chosen: Sequence[Run], console: Console) -> list[Failu
     is begun, `KeyboardInterrupt` once the running child has saved.
     """
     with alone(sweep.folder) as lock, Interruption() as stop:
+        _check_teachers(sweep.placed)
         write_results(sweep)
         left = [run for run in chosen if state_of(run) != "done"]
         failures: dict[str, Failure] = {}
@@ -106,12 +107,12 @@ def run_all(sweep: Sweep, chosen: Sequence[Run], console: Console) -> list[Failu
                 progress.advance(progress.task_ids[0])
                 if stop.requested:
                     raise KeyboardInterrupt
+        _check_teachers(sweep.placed)
     return list(failures.values())
 
 
 def write_results(sweep: Sweep, failures: dict[str, Failure] | None = None) -> list[Result]:
     """Write the tables, and the plot where there is something to draw, from what is on disk."""
-    _check_teachers(sweep.placed)
     results = []
     for run in sweep.placed:
         state = state_of(run)
@@ -138,6 +139,8 @@ def _check_teachers(runs: Sequence[Run]) -> None:
     for run in runs:
         loss = run.config.loss
         if not (isinstance(loss, Distillation) and isinstance(loss.teacher, Online)):
+            continue
+        if state_of(run) == "to do":  # what it left of a start is written anew
             continue
         there = taught_by(run.config.folder)
         if there is None:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from etils import epath
+
 from gemma_train import storage
 from gemma_train.agreement import of_all, of_leader
 from gemma_train.config import RunConfig, read_record, record
@@ -48,7 +50,8 @@ def held(folder: str) -> Iterator[None]:
 def claim(config: RunConfig, *, begun: bool) -> list[str]:
     """Write the run's record; returns the changes of one that has `begun` which are accepted.
 
-    Raises `UserError` where it was begun (saved) by another config, beyond those.
+    Raises `UserError` where it was begun (saved) by another config, beyond those, or with a
+    tokenizer of other ids.
     """
     folder, accepted = storage.path(config.folder), []
     require(
@@ -67,6 +70,9 @@ def claim(config: RunConfig, *, begun: bool) -> list[str]:
                 f"folder {config.folder!r} was made by another config ({shown}): choose another "
                 f"--folder, remove that one, or accept it by --accepted-changes {field}"
             )
+        own = _own_tokenizer(config)
+        whose = f"folder {config.folder!r} was begun with"
+        check_same_ids(str(own) if own.exists() else None, config.data.tokenizer, whose)
     of_all("compared")  # with the record as it was
     if is_leader():
         folder.mkdir(parents=True, exist_ok=True)
@@ -76,15 +82,14 @@ def claim(config: RunConfig, *, begun: bool) -> list[str]:
 
 
 def keep_tokenizer(config: RunConfig, *, begun: bool) -> None:
-    """Keep a copy of a run's tokenizer, for another may take its file's place.
-
-    Raises `UserError` where the run has `begun` with one of other ids.
-    """
-    own = storage.path(config.folder) / TOKENIZER
-    if begun and own.exists():
-        check_same_ids(str(own), config.data.tokenizer, f"folder {config.folder!r} was begun with")
-    elif is_leader():
+    """Keep a copy of a claimed run's tokenizer, for another may take its file's place."""
+    own = _own_tokenizer(config)
+    if is_leader() and not (begun and own.exists()):
         storage.write_whole(own, Tokenizer.load(config.data.tokenizer).model)
+
+
+def _own_tokenizer(config: RunConfig) -> epath.Path:
+    return storage.path(config.folder) / TOKENIZER
 
 
 def finished(config: RunConfig) -> bool:
