@@ -24,7 +24,7 @@ from gemma_train.checkpoints.packing import PLACES, pack
 from gemma_train.checkpoints.seal import seal
 from gemma_train.config import RunConfig, record
 from gemma_train.conversion import orbax_arrays
-from gemma_train.errors import Damaged, FaultyHardware, Stalled, UserError
+from gemma_train.errors import Damaged, FaultyHardware, Stalled
 from gemma_train.leaves import by_path, from_paths
 from gemma_train.mesh import is_leader
 from gemma_train.run_files import STATE
@@ -246,10 +246,11 @@ def _read(place: epath.Path, like: TrainState) -> tuple[TrainState, _Kept]:
             versions=beside["versions"],
         )
     except Exception as error:
-        told = f"checkpoint {place} cannot be read: {_line(error)}"
+        told = _line(error)
+        if str(place) not in told:
+            told = f"checkpoint {place} cannot be read: {told}"
         raise Damaged(
-            f"{error if isinstance(error, UserError) else told}; if it is damaged, move that "
-            "folder away to go on from the one before"
+            f"{told}; if it is damaged, move that folder away to go on from the one before"
         ) from error
 
 
