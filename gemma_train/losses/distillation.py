@@ -64,7 +64,7 @@ class Distillation:
     hard_label_weight: float = 0.0  # share of the text's own next token in the target
     student: Literal["full", "candidates"] = "full"  # what its softmax runs over: see docs
     z_loss: float = 0.0  # weight of the squared log of the softmax's denominator
-    chunk: int = 1024  # tokens per device whose logits exist at one time
+    chunk: int = 512  # tokens per device whose logits and targets exist at one time
 
     def __post_init__(self) -> None:
         require(

@@ -156,8 +156,8 @@ def hbm_bytes(config: RunConfig, state: StateBytes) -> float:
     passes = 6 if config.compute.remat == "none" else 8
     activations = passes * tokens * model.layers * inside(model) * width
     logits = tokens * model.vocabulary * (2 * FLOAT32 + 3 * width) * _loss_passes(config)
-    if config.candidates:  # the target: written, its layout changed, read for loss and gradient
-        logits += tokens * model.vocabulary * 5 * width
+    if config.candidates:  # the target: written, its layout changed, read
+        logits += tokens * model.vocabulary * 4 * FLOAT32
     return optimizer + weights + activations + logits + _teacher_hbm_bytes(config)
 
 

@@ -226,7 +226,9 @@ def vocabulary_gates(config: RunConfig, program: str | Program) -> list[Gate]:
     logits = [array for array in arrays if array.elements not in of_table]
     tokens = chip_tokens(config)
     chunk = min(config.loss.chunk, tokens)
-    found = [_array_gate("logits at one time", logits, FLOAT32 * chunk * model.vocabulary)]
+    # Soft targets come in whole blocks, of every chip's rows.
+    ids = math.prod(blocks) * table_parts(config) if config.candidates else model.vocabulary
+    found = [_array_gate("logits at one time", logits, FLOAT32 * chunk * ids)]
     others = [tokens, tokens * config.accumulation, chunk * table_parts(config)]
     for one in models:
         heads = one.query_heads, one.key_value_heads, 2 * one.key_value_heads

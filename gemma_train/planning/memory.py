@@ -236,5 +236,5 @@ def _logit_bytes(config: RunConfig, width: int) -> int:
     parts = table_parts(config)
     own_rows = model.vocabulary // parts
     chunk = min(config.loss.chunk, chip_tokens(config)) * parts
-    logits = FLOAT32 + width + (width if config.candidates else 0)
+    logits = FLOAT32 + width + (FLOAT32 if config.candidates else 0)
     return chunk * own_rows * logits + own_rows * model.width * (FLOAT32 + width)

@@ -12,6 +12,7 @@ from gemma_train.planning.collectives import Total
 from gemma_train.planning.memory import (
     BYTES,
     FLOAT32,
+    INT32,
     StateBytes,
     chip_tokens,
     kept_bytes,
@@ -63,7 +64,7 @@ def expected_gathers(config: RunConfig) -> Gathers:
     if rows == 1 or not isinstance(config.loss, Distillation):
         return found
     # An id and a weight each, and how much the text's own token weighs.
-    a_token = config.candidates * (4 + width) + 4
+    a_token = config.candidates * (INT32 + FLOAT32) + FLOAT32
     tokens = config.step_tokens / config.mesh.devices
     return replace(
         found, tokens=config.loss.passes * found.tokens, candidates=tokens * rows * a_token

@@ -367,17 +367,11 @@ def dense(ids_nq: np.ndarray, weights_nq: np.ndarray) -> np.ndarray:
     return found
 
 
-@pytest.mark.parametrize(
-    ("sampler", "most"), [("TopK(candidates=64)", 2e-3), ("Priority(candidates=64)", 6e-3)]
-)
+@pytest.mark.parametrize("sampler", ["TopK(candidates=64)", "Priority(candidates=64)"])
 def test_a_stored_teacher_gives_the_loss_curve_of_one_in_the_step(
-    tmp_path, write_distilled, gemma_train, sampler, most
+    tmp_path, write_distilled, gemma_train, sampler
 ):
-    """Same sampler, same seed: what differs is how weights are stored, under `most` nats a step.
-
-    Priority's are rounded at random, also their sum: steps of some hundred tokens differ more, and
-    now this way, now that.
-    """
+    """Same sampler, same seed: what differs is how weights are stored, under 2e-3 nats a step."""
     stored = write_distilled("stored", store=tmp_path / "store", sampler=sampler)
     online = tmp_path / "online.py"
     text = Path(stored).read_text().replace("student", "online").replace("Stored(", "Online(")
@@ -389,8 +383,7 @@ def test_a_stored_teacher_gives_the_loss_curve_of_one_in_the_step(
     one, other = (steps_of(tmp_path / name) for name in ("stored", "online"))
     assert one.keys() == other.keys() == set(range(1, 13))
     gaps = [one[step]["loss"] - other[step]["loss"] for step in one]
-    assert max(map(abs, gaps)) < most
-    assert abs(sum(gaps) / len(gaps)) < 2e-3
+    assert max(map(abs, gaps)) < 2e-3
 
 
 def test_what_is_no_distilled_run_is_refused(finished_run, gemma_train):

@@ -180,7 +180,7 @@ def test_a_teacher_in_the_step_is_counted_and_one_beforehand_is_not(pod_run):
     sent = [expected_traffic(c, state_bytes(c)).ici_bytes for c in (plain, stored, whole, split)]
     soft = expected_gathers(stored).candidates
     assert soft == expected_gathers(split).candidates
-    assert soft == plain.step_tokens / 32 * 4 * (256 * (4 + 2) + 4)
+    assert soft == plain.step_tokens / 32 * 4 * (256 * (4 + 4) + 4)
     assert sent[1] == sent[2] == pytest.approx(sent[0] + soft * 3 / 4)
     assert sent[2] < sent[3]
     come = [expected_traffic(c, state_bytes(c)).host_bytes for c in (plain, stored, whole, split)]

@@ -21,7 +21,7 @@ from gemma_train import sidecar, storage
 from gemma_train.errors import require
 from gemma_train.sidecar import Count, Positive
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 SIDECAR = "teacher.json"
 AGAIN = "remove that file and run gemma-train teacher again"
 # Which rows a finished shard holds nothing else says: the store is put together once more.

@@ -7,7 +7,8 @@ candidates by the square root, so that these 160 B a token (of 256) cost 4e-4 na
 
 `Multiples` are priority's: of half of tau, the weight of all that are drawn from the tail, and
 rounded up or down at random, so that they stay unbiased. A weight's error is then at most as large
-as what the drawing does to each of the tail, and adds some percent to it.
+as what the drawing does to each of the tail, and adds some percent to it. One random number rounds
+all of a position's running sums, so that their total is off by less than one unit.
 
 `Equal` weights have no code.
 """
@@ -86,22 +87,23 @@ class Equal:
 
 @dataclass(frozen=True)
 class Multiples:
-    """Weights max(p, tau), as multiples of a unit: half of tau, as a bfloat16."""
+    """Weights max(p, tau), as multiples of a unit: half of tau, in a float32's upper 24 bits."""
 
     code_bytes: ClassVar[int] = 3
-    unit_bytes: ClassVar[int] = 2
+    unit_bytes: ClassVar[int] = 3
     bits: ClassVar[float] = 5.5
 
     def encode(self, weights_nq: np.ndarray, ids_nq: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         random = np.random.default_rng([zlib.crc32(x.tobytes()) for x in (weights_nq, ids_nq)])
         taus_n = np.where(weights_nq > 0, weights_nq, np.inf).min(axis=1, initial=np.inf)
         halves_n = np.clip(taus_n / 2, _LEAST_UNIT, _LARGEST_UNIT).astype(np.float32)
-        up_n = random.integers(1 << 16, size=halves_n.shape, dtype=np.uint32)
-        units_n = (halves_n.view(np.uint32) + up_n) >> 16
-        multiples_nq = weights_nq.astype(np.float64) / _floats(units_n)[:, None]
-        codes_nq = np.floor(multiples_nq + random.random(weights_nq.shape))
+        up_n = random.integers(1 << 8, size=halves_n.shape, dtype=np.uint32)
+        units_n = (halves_n.view(np.uint32) + up_n) >> 8
         is_tau_nq = (weights_nq == taus_n[:, None]) & (taus_n[:, None] >= 2 * _LEAST_UNIT)
-        return np.where(is_tau_nq, 2, codes_nq).astype(np.uint32), units_n
+        multiples_nq = weights_nq.astype(np.float64) / _floats(units_n)[:, None]
+        sums_nq = np.cumsum(np.where(is_tau_nq, 2.0, multiples_nq), axis=1)
+        ends_nq = np.floor(sums_nq + random.random((len(weights_nq), 1)))
+        return np.diff(ends_nq, axis=1, prepend=0.0).astype(np.uint32), units_n
 
     def decode(self, codes_nq: np.ndarray, units_n: np.ndarray) -> np.ndarray:
         units = _floats(units_n)
@@ -122,5 +124,5 @@ def weight_codes(sampler: Sampler) -> WeightCodes:
 
 
 def _floats(units_n: np.ndarray) -> np.ndarray:
-    """float32, of bfloat16s in the low halves of integers."""
-    return (units_n.astype(np.uint32) << 16).view(np.float32)
+    """float32, of their upper 24 bits."""
+    return (units_n.astype(np.uint32) << 8).view(np.float32)

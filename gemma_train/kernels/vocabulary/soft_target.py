@@ -3,8 +3,9 @@
 A token's few hundred candidates are looked for in the rows of the table that a device holds; those
 elsewhere weigh nothing here. On TPU, which gathers and scatters slowly, an id is a block and a row
 within it, T[c, j, r] = sum_q p[c, q] [block = j] [row = r] is a batched matrix product, and equal
-candidates add up: 2 * candidates * vocabulary operations a token. Elsewhere candidates are gathered
-from the logits and scattered into the gradient.
+candidates add up: 2 * candidates * vocabulary operations a token. In bfloat16 each of the two
+holds a factor of p. Elsewhere candidates are gathered from the logits and scattered into the
+gradient.
 """
 
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from gemma_train.kernels.vocabulary.terms import ChunkTargets, LossTerms, Target
 from gemma_train.mesh import on_tpu
 
 LANES = 128  # of a TPU's tiles: blocks of the vocabulary are multiples of it
+SCALES = 32  # that a weight's larger factor is chosen from
 
 
 def is_one_hot(terms: LossTerms) -> bool:
@@ -25,10 +27,12 @@ def is_one_hot(terms: LossTerms) -> bool:
 
 
 def sent(targets: Targets, terms: LossTerms, dtype: jax.typing.DTypeLike) -> Targets:
-    """The targets as they travel between devices: weights already in the one-hot form's dtype."""
-    if targets.probabilities_btq is None or not is_one_hot(terms):
+    """The targets as they travel between devices: weights as the one-hot form multiplies them."""
+    weights_btq = targets.probabilities_btq
+    if weights_btq is None or dtype == jnp.float32 or not is_one_hot(terms):
         return targets
-    return replace(targets, probabilities_btq=targets.probabilities_btq.astype(dtype))
+    scales_btq, rests_btq = factors(weights_btq, dtype)
+    return replace(targets, probabilities_btq=rests_btq, scales_btq=scales_btq)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,18 +77,17 @@ class ScatteredTarget:
 def soft_target(
     targets: ChunkTargets, rows: int, dtype: jax.typing.DTypeLike, terms: LossTerms
 ) -> DenseTarget | ScatteredTarget:
-    """The target of a chunk over `rows` rows of the table.
+    """The target of a chunk over `rows` rows of the table, in float32, whatever the dtype.
 
-    In bfloat16 the one-hot form rounds the weights, and the sums of equal candidates once more;
-    `sums` gives the mass of what was rounded, so that a gradient still sums to nothing over the
-    vocabulary.
+    In bfloat16 the one-hot form's weights are off by one in 10,000, and the mass that `sums` gives
+    is theirs: a gradient still sums to nothing over the vocabulary.
     """
     nothing_cv = jnp.zeros((targets.hard_c.size, rows), jnp.float32)
     if is_one_hot(terms):
         target_cv = nothing_cv
         if (candidates_cq := targets.candidates_cq) is not None:
-            target_cv = one_hot_sum(candidates_cq, targets.probabilities_cq, rows, dtype)
-            target_cv = target_cv.astype(jnp.float32)
+            weights = targets.probabilities_cq, targets.scales_cq
+            target_cv = one_hot_sum(candidates_cq, *weights, rows, dtype)
         if (weights_c := targets.hard_weights_c) is not None:
             is_token_cv = _is_token(target_cv, targets.hard_c)
             target_cv += jnp.where(is_token_cv, weights_c[:, None], 0.0)
@@ -110,26 +113,41 @@ def _joined(targets: ChunkTargets) -> ScatteredTarget:
 def one_hot_sum(
     candidates_cq: jax.Array,
     probabilities_cq: jax.Array,
+    scales_cq: jax.Array | None,
     rows: int,
     dtype: jax.typing.DTypeLike,
 ) -> jax.Array:
-    """[c, v] in `dtype`: the weight of every one of `rows` tokens, summed in float32."""
+    """[c, v] in float32: the weight of every one of `rows` tokens, multiplied in `dtype`."""
     block = block_length(rows)
     blocks = -(-rows // block)
     blocks_cqj = jax.nn.one_hot(candidates_cq // block, blocks, dtype=dtype)
     rows_cqr = jax.nn.one_hot(candidates_cq % block, block, dtype=dtype)
-    weighted_cqj = blocks_cqj * probabilities_cq.astype(dtype)[..., None]
+    if scales_cq is not None:
+        blocks_cqj *= scales_cq.astype(dtype)[..., None]
     exact = jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
     sums_cjr = jnp.einsum(
         "cqj,cqr->cjr",
-        weighted_cqj,
-        rows_cqr,
+        blocks_cqj,
+        rows_cqr * probabilities_cq.astype(dtype)[..., None],
         precision=exact,
         preferred_element_type=jnp.float32,
     )
-    sums_cv = sums_cjr.astype(dtype).reshape(-1, blocks * block)[:, :rows]
-    # Else XLA casts back to float32 ahead of the change of layout: a GiB more for 4B on 16 v5e.
-    return jax.lax.optimization_barrier(sums_cv)
+    return sums_cjr.reshape(-1, blocks * block)[:, :rows]
+
+
+def factors(weights_btq: jax.Array, dtype: jax.typing.DTypeLike) -> tuple[jax.Array, jax.Array]:
+    """Two arrays in `dtype` whose products are the weights: nearer than one array can be.
+
+    The first is the one of `SCALES` numbers from 1 on that leaves the second the least to round.
+    """
+    bits = jnp.finfo(dtype)
+    step = 2.0**-bits.nmant
+    scales_s = (1.0 + step * jnp.arange(SCALES)).reshape(-1, *(1,) * weights_btq.ndim)
+    # A cast there and back may be left out by XLA; this one may not.
+    rests_sbtq = jax.lax.reduce_precision(weights_btq / scales_s, bits.nexp, bits.nmant)
+    best_btq = jnp.argmin(jnp.abs(rests_sbtq * scales_s - weights_btq), axis=0)
+    scales_btq = 1.0 + step * best_btq
+    return scales_btq.astype(dtype), (weights_btq / scales_btq).astype(dtype)
 
 
 def block_length(rows: int) -> int:

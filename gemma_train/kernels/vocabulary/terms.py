@@ -29,6 +29,7 @@ class Targets:
     hard_bt: jax.Array  # int32: the text's own next token
     candidates_btq: jax.Array | None = None  # int32; equal ones add up, ids outside weigh nothing
     probabilities_btq: jax.Array | None = None  # float32; they need not sum to 1
+    scales_btq: jax.Array | None = None  # which they are multiplied by; None: 1
     hard_weights_bt: jax.Array | None = None  # float32: weight of the text's token beside them
 
     @property
@@ -42,6 +43,7 @@ class Targets:
             hard_c=self.hard_bt - first_row,
             candidates_cq=None if candidates_cq is None else candidates_cq - first_row,
             probabilities_cq=self.probabilities_btq,
+            scales_cq=self.scales_btq,
             hard_weights_c=self.hard_weights_bt,
         )
 
@@ -53,4 +55,5 @@ class ChunkTargets:
     hard_c: jax.Array
     candidates_cq: jax.Array | None
     probabilities_cq: jax.Array | None
+    scales_cq: jax.Array | None
     hard_weights_c: jax.Array | None

@@ -136,7 +136,7 @@ def test_a_shard_cut_after_the_store_was_opened_is_found_too(config, tmp_path):
             next(stream)
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", '{"format_version": 3}', "null", "\x00"])
+@pytest.mark.parametrize("content", ["[]", "{}", '{"format_version": 4}', "null", "\x00"])
 def test_sidecars_and_notes_that_are_none_are_named(config, tmp_path, content):
     plan = planned(config, tmp_path / "store", 60)
     write(plan, config)
@@ -301,7 +301,7 @@ def test_a_store_of_another_version_is_named(config, tmp_path):
     write(planned(config, tmp_path / "store", 60), config)
     sidecar = tmp_path / "store" / "teacher.json"
     sidecar.write_text(json.dumps({**json.loads(sidecar.read_text()), "format_version": 9}))
-    with pytest.raises(UserError, match="has format version 9, this release reads 3"):
+    with pytest.raises(UserError, match="has format version 9, this release reads 4"):
         read_description(str(tmp_path / "store"))
 
 

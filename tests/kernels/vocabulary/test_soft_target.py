@@ -10,7 +10,13 @@ from jax.sharding import PartitionSpec
 
 from gemma_train.kernels.vocabulary.chunk import soft_chunk
 from gemma_train.kernels.vocabulary.loss import vocabulary_loss
-from gemma_train.kernels.vocabulary.soft_target import block_length, is_one_hot, one_hot_sum
+from gemma_train.kernels.vocabulary.soft_target import (
+    block_length,
+    factors,
+    is_one_hot,
+    one_hot_sum,
+    sent,
+)
 from gemma_train.kernels.vocabulary.terms import LossTerms, Targets
 from gemma_train.mesh import MeshConfig
 from gemma_train.zero3 import axes_of
@@ -90,7 +96,7 @@ def sample(width: int, sampler=top_k, *, hard_weight=False, dtype=jnp.float32):
     targets = Targets(
         hard_bt=random.integers(0, VOCABULARY, (ROWS, LENGTH), dtype=np.int32),
         candidates_btq=np.int32(ids),
-        probabilities_btq=rounded(kept, dtype),
+        probabilities_btq=np.float32(kept),
         hard_weights_bt=np.float32(random.random((ROWS, LENGTH))) if hard_weight else None,
     )
     return rounded(states, dtype), rounded(table, dtype), targets, weights
@@ -161,16 +167,19 @@ def test_in_bfloat16_it_stays_near_the_dense_loss(terms, mesh, width, form, mesh
 @FORMS
 @pytest.mark.parametrize("devices", [1, 2, 4])
 @pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("hard_weight", [False, True])
 @pytest.mark.parametrize("terms", ["plain", "all together"])
 def test_gradients_by_bfloat16_logits_are_right_to_their_rounding(
-    terms, sampler, devices, form, mesh_of
+    terms, hard_weight, sampler, devices, form, mesh_of
 ):
     """Apart from what else is rounded: the gradients that the kernel gives away."""
     terms, dtype = replace(TERMS[terms], soft_form=form), jnp.bfloat16
-    states, table, targets, weights = arrays = sample(12, sampler, hard_weight=True, dtype=dtype)
+    arrays = sample(12, sampler, hard_weight=hard_weight, dtype=dtype)
+    states, table, targets, weights = arrays
     flat = jax.tree.map(lambda x: x.reshape(ROWS * LENGTH, *x.shape[2:]), (targets, weights))
 
     def chunk(states_cd, table_vd, targets, weights_c):
+        targets = sent(targets, terms, dtype)
         here = targets.of_chunk(jax.lax.axis_index("seq") * len(table_vd))
         (loss, _), powers_cv, scale_c, _ = soft_chunk(
             states_cd, table_vd, here, weights_c, terms, ["seq"]
@@ -191,9 +200,8 @@ def test_gradients_by_bfloat16_logits_are_right_to_their_rounding(
         )
         wanted = expected(arrays, terms)
     powers_cv = OUTER * np.float32(powers_cv) * np.asarray(scale_c)[:, None]
-    # The one-hot form rounds what equal candidates add up to (1.4e-4 here), and the loss feels it.
-    adds_up = form == "one_hot" and sampler is counts
-    assert_close(OUTER * loss, wanted[0], "bf16 gradient" if adds_up else "fp32", "loss")
+    # The one-hot form's weights are near; the loss of equal ones feels it (1.5e-4 here).
+    assert_close(OUTER * loss, wanted[0], "bf16 gradient" if form == "one_hot" else "fp32", "loss")
     by_states, by_table = powers_cv @ table, powers_cv.T @ states.reshape(-1, 12)
     for one, other in ((by_states.reshape(states.shape), wanted[2]), (by_table, wanted[3])):
         error = np.linalg.norm(one - other) / np.linalg.norm(other)
@@ -222,20 +230,39 @@ def test_bfloat16_gradients_are_off_by_few_roundings(terms, form, mesh_of):
     assert by_table < TOLERANCES["bf16 gradient"]
 
 
+# (mesh, width, the most that the table's gradient may be off): it is rounded if columns are split.
+LEAVING = [((1, 1, 1), 12, 2e-3), ((1, 1, 2), 7, 2e-3), ((1, 1, 4), 7, 2e-3), ((2, 2, 2), 12, 4e-3)]
+
+
 @FORMS
-@pytest.mark.parametrize("mesh", [(1, 1, 1), (1, 1, 4), (2, 2, 2)], ids=str)
-@pytest.mark.parametrize("sampler", [counts, ragged])
-def test_bfloat16_gradients_of_repeated_candidates_and_split_tables(sampler, mesh, form, mesh_of):
-    """As they leave the kernel, of weights that are no bfloat16s: docs/distillation.md's bounds."""
+@pytest.mark.parametrize(("mesh", "width", "most"), LEAVING)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("hard_weight", [False, True])
+def test_gradients_leave_the_kernel_as_exact_as_the_docs_say(
+    hard_weight, sampler, mesh, width, most, form, mesh_of
+):
+    """docs/distillation.md; the states' are rounded as they leave, and once more by OUTER."""
     terms = replace(TERMS["all together"], soft_form=form)
-    states, table, _, weights = sample(12, sampler, dtype=jnp.bfloat16)
-    arrays = states, table, sample(12, sampler, hard_weight=True)[2], weights
+    arrays = sample(width, sampler, hard_weight=hard_weight, dtype=jnp.bfloat16)
     with mesh_of(*mesh):
         found = with_gradients(vocabulary_loss)(*in_place(arrays, jnp.bfloat16), terms)[2:]
         wanted = expected(arrays, terms)[2:]
-    for one, other, most in zip(found, wanted, (5e-3, 4e-3), strict=True):
+    for one, other, bound in zip(found, wanted, (5e-3, most), strict=True):
         other = np.float32(other)
-        assert np.linalg.norm(np.float32(one) - other) / np.linalg.norm(other) < most
+        assert np.linalg.norm(np.float32(one) - other) / np.linalg.norm(other) < bound
+
+
+def test_two_factors_hold_a_weight_that_one_bfloat16_cannot():
+    random = np.random.default_rng(0)
+    weights = np.float32(10.0 ** random.uniform(-8, 0, (4, 500)))
+    scales, rests = (np.float32(x) for x in jax.jit(factors, static_argnums=1)(weights, "bfloat16"))
+    assert ((scales >= 1.0) & (scales < 1.25)).all()
+    off = np.abs(scales * rests / weights - 1.0)
+    assert np.sqrt((off**2).mean()) < 2e-4, "one alone: 1.7e-3"
+    assert off.max() < 1e-3
+    held = np.float32([0.0, 1.0, 0.125, 0.3984375])
+    scales, rests = (np.float32(x) for x in factors(jnp.asarray(held), jnp.bfloat16))
+    assert (scales * rests == held).all()
 
 
 @FORMS
@@ -294,7 +321,7 @@ def test_the_two_level_one_hot_sums_candidates_wherever_they_are(rows):
     for row in range(3):
         inside = (ids[row] >= 0) & (ids[row] < rows)
         np.add.at(expected[row], ids[row][inside], weights[row][inside])
-    assert_close(one_hot_sum(ids, weights, rows, jnp.float32), expected, "fp32")
+    assert_close(one_hot_sum(ids, weights, None, rows, jnp.float32), expected, "fp32")
 
 
 def test_blocks_are_whole_lanes_near_the_square_root():
