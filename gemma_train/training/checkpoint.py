@@ -5,7 +5,7 @@ computed with, and the state's digest, which what is restored is held to.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import jax
+import msgspec
 import tenacity
 from etils import epath
 from orbax.checkpoint import v1 as ocp
@@ -29,7 +30,7 @@ from gemma_train.leaves import by_path, from_paths
 from gemma_train.mesh import is_leader
 from gemma_train.run_files import STATE
 from gemma_train.training.digest import digest
-from gemma_train.training.position import Position, position_after, position_in, write_return
+from gemma_train.training.position import Position, position_after, write_return
 from gemma_train.training.state import TrainState, abstract_state
 from gemma_train.training.versions import changes_since, versions
 
@@ -43,8 +44,8 @@ _LONGEST_WAIT = 30.0  # seconds between them
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Kept:
-    """What was saved beside a state."""
+class Kept:
+    """What was saved beside a state, as far as a run goes by it."""
 
     position: Position
     digest: str
@@ -91,7 +92,7 @@ class Checkpoints:
         the state that was saved.
         """
         place = self._folder.checkpoint(step)
-        state, kept = by_all(partial(_read, place, abstract_state(self._config)))
+        state, kept = by_all(partial(read, place, abstract_state(self._config)))
         if (found := digest(state)) != kept.digest:
             raise FaultyHardware(
                 f"checkpoint {place} was restored as {found}, and saved as {kept.digest}: its "
@@ -236,15 +237,14 @@ class Checkpoints:
         self._thread.shutdown(wait=error is None or isinstance(error, Exception))
 
 
-def _read(place: epath.Path, like: TrainState) -> tuple[TrainState, _Kept]:
+def read[Tree](place: epath.Path, like: Tree) -> tuple[Tree, Kept]:
+    """A checkpoint's leaves, in the shapes and places that `like` has, and what is beside them.
+
+    Raises `Damaged` where anything of it cannot be read.
+    """
     try:
         state = from_paths(orbax_arrays.load(place, by_path(like)), like)
-        beside = orbax_arrays.metadata(place)
-        return state, _Kept(
-            position=position_in(beside),
-            digest=beside["digest"],
-            versions=beside["versions"],
-        )
+        return state, kept_in(orbax_arrays.metadata(place))
     except Exception as error:
         told = _line(error)
         if str(place) not in told:
@@ -252,6 +252,14 @@ def _read(place: epath.Path, like: TrainState) -> tuple[TrainState, _Kept]:
         raise Damaged(
             f"{told}; if it is damaged, move that folder away to go on from the one before"
         ) from error
+
+
+def kept_in(metadata: Mapping[str, Any]) -> Kept:
+    """What a checkpoint's metadata tell. Raises `Damaged` where they do not."""
+    try:
+        return msgspec.convert(metadata, Kept)
+    except (msgspec.ValidationError, UnicodeError) as error:
+        raise Damaged(f"what is beside its state is garbled ({error})") from None
 
 
 def _found_by_all(damage: Callable[[slice], str]) -> str:

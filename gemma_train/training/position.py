@@ -6,16 +6,13 @@ A return overwrites no checkpoint, and is not in one before the next save: a run
 goes on as the note says. It lies with the checkpoints, and goes where they go.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 from etils import epath
 
 from gemma_train import sidecar
 from gemma_train.agreement import of_leader
-from gemma_train.errors import Damaged
 from gemma_train.run_files import RETURN
 from gemma_train.sidecar import Count
 
@@ -37,14 +34,6 @@ class Return:
 
     step: Count  # 0 where there was no checkpoint
     position: Position
-
-
-def position_in(metadata: Mapping[str, Any]) -> Position:
-    """What a checkpoint's metadata tell of it. Raises `Damaged` where they do not."""
-    try:
-        return msgspec.convert(metadata.get("position"), Position)
-    except (msgspec.ValidationError, UnicodeError) as error:
-        raise Damaged(f"its position is garbled ({error})") from None
 
 
 def write_return(checkpoints: epath.Path, step: int, position: Position) -> None:

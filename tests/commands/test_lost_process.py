@@ -3,13 +3,16 @@
 import signal
 
 import pytest
+from etils import epath
 
+from gemma_train.checkpoints.seal import contents
 from gemma_train.errors import Stalled
 from tests.commands.interrupted import PHASES
 from tests.commands.processes import (
     BY_THE_HEARTBEAT,
     checkpoints_of,
     ended,
+    flip,
     start,
     start_stepping,
     start_two,
@@ -107,16 +110,19 @@ def test_when_one_is_frozen_the_other_says_where_it_waits_and_ends(tmp_path, wri
     as_one(folder)
 
 
-def test_a_damaged_file_that_one_reads_is_passed_over_by_both(tmp_path, write_config, as_one):
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_bit_that_one_process_reads_is_passed_over_by_both(
+    tmp_path, write_config, as_one, number
+):
+    """Files are shared out among processes: of two that follow each other, each reads one."""
     folder = tmp_path / "damaged"
     config = write_config(folder)
     codes, words = ended(*start_two("train", config, "--checkpoint-every-steps", "2"))
     assert codes == [0, 0], words
     (folder / "summary.json").unlink()  # else there is nothing left to do
     steps = checkpoints_of(folder)
-    files = [f for f in sorted((folder / "checkpoints" / str(steps[-1])).rglob("*")) if f.is_file()]
-    for file in files[:2]:  # of which each process reads one
-        file.write_bytes(file.read_bytes() + b"\0")
+    newest = folder / "checkpoints" / str(steps[-1])
+    flip(newest / contents(epath.Path(newest))[number].name)
     codes, words = ended(*start_two("train", config))
     assert codes == [0, 0], words
     assert f"checkpoint {steps[-1]} is damaged" in words[0]

@@ -47,7 +47,9 @@ from gemma_train.sweeps.results import result
 from gemma_train.sweeps.sweep import HELD_OUT_LOSS, Run
 from gemma_train.teachers.identity import keep_teacher
 from gemma_train.tokenizer.tokenizer import Tokenizer
-from gemma_train.training.position import Position, position_after, position_in, write_return
+from gemma_train.training.checkpoint import read
+from gemma_train.training.position import Position, position_after, write_return
+from gemma_train.training.versions import changes_since
 from tests.data.teacher_store.made import CODEC, LENGTH, ORIGIN
 from tests.fuzz import samples_of_data as data
 from tests.fuzz import samples_of_models as models
@@ -85,11 +87,16 @@ def _read_arrays(folder: Path) -> None:
 
 def _resume(folder: Path) -> None:
     """What a run that goes on takes from a checkpoint, onto one device."""
-    checkpoint, here = epath.Path(folder / "arrays"), SingleDeviceSharding(jax.devices()[0])
-    shapes = {"a/w": (4, 3), "b": (2, 2), "c": ()}
-    like = {n: jax.ShapeDtypeStruct(s, np.float32, sharding=here) for n, s in shapes.items()}
-    jax.block_until_ready(orbax_arrays.load(checkpoint, like))
-    position_in(orbax_arrays.metadata(checkpoint))
+    here = SingleDeviceSharding(jax.devices()[0])
+    shapes = {"a": {"w": (4, 3)}, "b": (2, 2), "c": ()}
+    like = jax.tree.map(
+        lambda shape: jax.ShapeDtypeStruct(shape, np.float32, sharding=here),
+        shapes,
+        is_leaf=lambda one: isinstance(one, tuple),
+    )
+    state, kept = read(epath.Path(folder / "arrays"), like)
+    jax.block_until_ready(state)
+    changes_since(kept.versions)
 
 
 def _read_encoder(folder: Path) -> None:

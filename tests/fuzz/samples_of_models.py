@@ -121,7 +121,7 @@ def gguf(folder: Path) -> None:
 
 
 def arrays(folder: Path) -> None:
-    """Two arrays in a checkpoint, in one of which two leaves are packed; and a run's position."""
+    """Two arrays in a checkpoint, in one of which two leaves are packed; what is beside them."""
     random, packed = np.random.default_rng(0), "packed/float32"
     made = {"a/w": random.standard_normal((4, 3)), packed: np.arange(5, dtype=np.float32)}
     tensors = {name: _in_memory(array) for name, array in made.items()}
@@ -130,7 +130,8 @@ def arrays(folder: Path) -> None:
         "c": Place(array=packed, begin=4, shape=()),
     }
     metadata: dict[str, Any] = {PLACES: {name: asdict(place) for name, place in places.items()}}
-    metadata["position"] = {"next_row": 8, "returns": 1}
+    metadata |= {"position": {"next_row": 8, "returns": 1}, "digest": "0f"}
+    metadata["versions"] = {"jax": "0.12.0"}
     orbax_arrays.save(epath.Path(folder / "arrays"), tensors, _silent, metadata=metadata)
 
 

@@ -4,7 +4,7 @@ import pytest
 from etils import epath
 
 from gemma_train.errors import UserError
-from gemma_train.training.position import Position, position_after, position_in, write_return
+from gemma_train.training.position import Position, position_after, write_return
 
 SAVED, BACK = Position(next_row=12), Position(next_row=32, returns=1)
 
@@ -41,14 +41,3 @@ def test_a_damaged_note_is_one_clear_line(checkpoints):
     note.write_text(note.read_text().replace("32", '"32"'))
     with pytest.raises(UserError, match=r"return.json' is garbled .*: remove it to go on"):
         position_after(checkpoints, 3, SAVED)
-
-
-@pytest.mark.parametrize(
-    "told",
-    [{}, {"position": None}, {"position": {"next_row": "12"}}, {"position": {"\ud800": 1}}],
-    ids=str,
-)
-def test_a_position_that_is_garbled_in_a_checkpoint_is_one_clear_line(told):
-    assert position_in({"position": {"next_row": 12}}) == SAVED
-    with pytest.raises(UserError, match="its position is garbled"):
-        position_in(told)

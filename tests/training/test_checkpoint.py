@@ -1,0 +1,38 @@
+"""What a run reads of a checkpoint beside its state: as it was saved, or one clear line."""
+
+import pytest
+
+from gemma_train.errors import Damaged
+from gemma_train.training.checkpoint import Kept, kept_in
+from gemma_train.training.position import Position
+
+TOLD = {"position": {"next_row": 12}, "digest": "0f", "versions": {"jax": "0.12.0"}}
+
+
+def test_what_was_kept_is_read_and_nothing_else():
+    kept = Kept(position=Position(next_row=12), digest="0f", versions={"jax": "0.12.0"})
+    assert kept_in({**TOLD, "config": "none of its business"}) == kept
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"position": None},
+        {"position": {"next_row": "12"}},
+        {"position": {"next_row": -1}},
+        {"position": {"\ud800": 1}},
+        {"digest": 15},
+        {"versions": ["jax"]},
+        {"versions": {"jax": 12}},
+    ],
+    ids=str,
+)
+def test_what_is_garbled_is_one_clear_line(change):
+    with pytest.raises(Damaged, match="what is beside its state is garbled"):
+        kept_in({**TOLD, **change})
+
+
+@pytest.mark.parametrize("left_out", TOLD)
+def test_so_it_is_where_something_is_not_there(left_out):
+    with pytest.raises(Damaged, match=f"`{left_out}`"):
+        kept_in({name: value for name, value in TOLD.items() if name != left_out})
