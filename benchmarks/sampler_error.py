@@ -30,7 +30,7 @@ from benchmarks.target_error import (
 from gemma_train.config import read_record
 from gemma_train.conversion.load import load_model
 from gemma_train.data.pipeline import held_out_batches
-from gemma_train.errors import require
+from gemma_train.errors import UserError, require
 
 SYNTHETIC_LENGTH = 128
 Figures = dict[str, np.ndarray]
@@ -188,4 +188,7 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -24,6 +24,7 @@ from gemma_train.data.example import Layout, Row
 from gemma_train.data.pipeline import batches
 from gemma_train.data.teacher_store.codec import Codec, RowTargets, codec
 from gemma_train.data.teacher_store.reading import TeacherStore
+from gemma_train.errors import UserError
 from gemma_train.kernels.vocabulary.candidates import draw_from_logits
 from gemma_train.losses.distillation import Distillation, Stored
 from gemma_train.mesh import MeshConfig, make_mesh
@@ -147,4 +148,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -80,18 +80,19 @@ def _within(folder: epath.Path) -> Iterator[epath.Path]:
             yield child
 
 
-def keep_teacher(config: RunConfig, weights: Weights | None, *, begun: bool) -> None:
-    """Keep who teaches, of a run that begins; of one that has `begun`, refuse another teacher.
+def check_teacher(config: RunConfig, weights: Weights | None) -> None:
+    """Refuse another teacher than a run was begun with. Raises `UserError` naming both values."""
+    file = storage.path(config.folder) / TEACHER
+    if weights is not None and file.exists():
+        _check_same(config, _read(file), identity(config, weights))
 
-    Raises `UserError` naming both values.
-    """
-    if weights is None:
-        return
-    file, here = storage.path(config.folder) / TEACHER, identity(config, weights)
-    if begun and file.exists():
-        _check_same(config, _read(file), here)
-    elif is_leader():
-        storage.write_whole(file, json.dumps(asdict(here), indent=2) + "\n")
+
+def keep_teacher(config: RunConfig, weights: Weights | None, *, begun: bool) -> None:
+    """Keep who teaches; of a run that has `begun` it is kept, unless it was begun without one."""
+    file = storage.path(config.folder) / TEACHER
+    if weights is not None and is_leader() and not (begun and file.exists()):
+        here = asdict(identity(config, weights))
+        storage.write_whole(file, json.dumps(here, indent=2) + "\n")
 
 
 def taught_by(folder: str) -> Identity | None:

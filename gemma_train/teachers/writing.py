@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec, reshard
 
 from gemma_train import storage
+from gemma_train.agreement import of_leader
 from gemma_train.config import RunConfig
 from gemma_train.conversion.tensors import Weights
 from gemma_train.data.example import Batch
@@ -78,8 +79,11 @@ def plan_store(
 
 
 def share_of(plan: Plan, *, writer: int, writers: int) -> Share:
-    """What is left for a writer, whose shards are number `writer` and every `writers`th after."""
-    finished = plan.finished()
+    """What is left for a writer, whose shards are number `writer` and every `writers`th after.
+
+    All of its processes come.
+    """
+    finished = {*map(int, of_leader(lambda: " ".join(map(str, plan.finished()))).split())}
     left = [number for number in plan.shards if number not in finished]
     own = tuple(number for number in left if number % writers == writer)
     return Share(

@@ -14,7 +14,7 @@ from gemma_train.data.pipeline import check
 from gemma_train.errors import asked_by
 from gemma_train.guard import Guard
 from gemma_train.mesh import make_mesh
-from gemma_train.teachers.identity import keep_teacher
+from gemma_train.teachers.identity import check_teacher, keep_teacher
 from gemma_train.teachers.online import load_teacher, open_teacher, told
 from gemma_train.teachers.stored import open_store
 from gemma_train.training.checkpoint import Checkpoints
@@ -65,6 +65,8 @@ def train(config: RunConfig, say: Callable[[str], None] = print) -> Outcome:
         weights = None if _is_of_state(saved) else beginning()
         check_beginning(weights, head)
         check_moments(config, weights)
+        if begun:
+            check_teacher(config, taught_by)
         accepted = claim(config, begun=begun)
         keep_tokenizer(config, begun=begun)
         keep_teacher(config, taught_by, begun=begun)

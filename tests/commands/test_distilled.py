@@ -75,7 +75,9 @@ def test_a_teacher_that_trained_on_is_refused_and_its_old_step_resumes_bit_for_b
     config = taught_config(killed, str(teacher))
     kill_at(config, killed, 10, signal.SIGKILL)  # by then something is saved
     shutil.move(later, teacher / f"checkpoints/{newest}")
+    recorded = (killed / "config.py").read_bytes()
     refused = gemma_train("train", config)
+    assert (killed / "config.py").read_bytes() == recorded
     assert refused.returncode == 2
     assert f"another teacher (step was {older}, is {newest}; sha256 was '" in refused.stderr
     assert f"set loss.teacher.step to {older}" in refused.stderr

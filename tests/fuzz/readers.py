@@ -45,7 +45,7 @@ from gemma_train.metrics import recorder
 from gemma_train.metrics.report import page
 from gemma_train.sweeps.results import result
 from gemma_train.sweeps.sweep import HELD_OUT_LOSS, Run
-from gemma_train.teachers.identity import keep_teacher
+from gemma_train.teachers.identity import check_teacher
 from gemma_train.tokenizer.tokenizer import Tokenizer
 from gemma_train.training.checkpoint import read
 from gemma_train.training.position import Position, position_after, write_return
@@ -166,7 +166,7 @@ def _read_targets(folder: Path) -> None:
 def _read_teacher(folder: Path) -> None:
     run = replace(EXAMPLE, folder=str(folder), loss=Distillation(teacher=Online(weights="large")))
     weights = Weights(source=str(folder), format="hf", config=run.model, tensors={})
-    keep_teacher(run, weights, begun=(folder / "teacher.json").exists())
+    check_teacher(run, weights)
 
 
 def _read_result(folder: Path) -> None:

@@ -10,7 +10,7 @@ from gemma_train.config import Distillation, Online, load
 from gemma_train.conversion.tensors import Weights
 from gemma_train.errors import UserError
 from gemma_train.run_files import TEACHER
-from gemma_train.teachers.identity import ENDS, identity, keep_teacher, model_files
+from gemma_train.teachers.identity import ENDS, check_teacher, identity, keep_teacher, model_files
 
 
 @pytest.fixture
@@ -58,17 +58,20 @@ def test_all_files_of_a_checkpoint_are_looked_at(taught, tmp_path, format):
 
 def test_it_is_kept_when_a_run_begins_and_compared_when_it_goes_on(taught, tmp_path):
     config, weights = taught
+    check_teacher(config, weights)
     keep_teacher(config, weights, begun=True)  # of a run that kept none: now it does
     kept = json.loads((tmp_path / TEACHER).read_text())
     assert kept["folder"] == str(tmp_path / "teacher")
-    keep_teacher(config, weights, begun=True)
+    check_teacher(config, weights)
     (tmp_path / "teacher/config.json").write_text("{ }")
     with pytest.raises(
         UserError, match=r"another teacher \(sha256 was '.*', is '.*'\): bring that"
     ):
-        keep_teacher(config, weights, begun=True)
+        check_teacher(config, weights)
+    keep_teacher(config, weights, begun=True)
+    assert json.loads((tmp_path / TEACHER).read_text()) == kept
     keep_teacher(config, weights, begun=False)
     assert json.loads((tmp_path / TEACHER).read_text())["sha256"] != kept["sha256"]
     (tmp_path / TEACHER).write_text("[]")
     with pytest.raises(UserError, match="garbled"):
-        keep_teacher(config, weights, begun=True)
+        check_teacher(config, weights)
