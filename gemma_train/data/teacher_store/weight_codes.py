@@ -28,6 +28,8 @@ _VALUES = np.concatenate(  # of code 1 and up, falling
 _RISING_BORDERS = np.sqrt(_VALUES[1:] * _VALUES[:-1])[::-1].astype(np.float32)
 _DECODED = np.concatenate([[0.0], _VALUES]).astype(np.float32)
 _LEAST_UNIT, _LARGEST_UNIT = 2.0**-23, 2.0**33  # of weights up to 1 the codes take 3 bytes
+_UNIT_SHIFT = 23 - 10  # of a float32's mantissa to a unit's
+_UNIT_ZERO = np.uint32((127 - 25) << 10)  # 2^-25, which is no unit
 _NONE = np.zeros(0, np.uint32)
 
 
@@ -87,18 +89,18 @@ class Equal:
 
 @dataclass(frozen=True)
 class Multiples:
-    """Weights max(p, tau), as multiples of a unit: half of tau, in a float32's upper 24 bits."""
+    """Weights max(p, tau), as multiples of a unit: half of tau, to a part in 1,024."""
 
     code_bytes: ClassVar[int] = 3
-    unit_bytes: ClassVar[int] = 3
+    unit_bytes: ClassVar[int] = 2
     bits: ClassVar[float] = 5.5
 
     def encode(self, weights_nq: np.ndarray, ids_nq: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         random = np.random.default_rng([zlib.crc32(x.tobytes()) for x in (weights_nq, ids_nq)])
         taus_n = np.where(weights_nq > 0, weights_nq, np.inf).min(axis=1, initial=np.inf)
         halves_n = np.clip(taus_n / 2, _LEAST_UNIT, _LARGEST_UNIT).astype(np.float32)
-        up_n = random.integers(1 << 8, size=halves_n.shape, dtype=np.uint32)
-        units_n = (halves_n.view(np.uint32) + up_n) >> 8
+        up_n = random.integers(1 << _UNIT_SHIFT, size=halves_n.shape, dtype=np.uint32)
+        units_n = ((halves_n.view(np.uint32) + up_n) >> _UNIT_SHIFT) - _UNIT_ZERO
         is_tau_nq = (weights_nq == taus_n[:, None]) & (taus_n[:, None] >= 2 * _LEAST_UNIT)
         multiples_nq = weights_nq.astype(np.float64) / _floats(units_n)[:, None]
         sums_nq = np.cumsum(np.where(is_tau_nq, 2.0, multiples_nq), axis=1)
@@ -124,5 +126,5 @@ def weight_codes(sampler: Sampler) -> WeightCodes:
 
 
 def _floats(units_n: np.ndarray) -> np.ndarray:
-    """float32, of their upper 24 bits."""
-    return (units_n.astype(np.uint32) << 8).view(np.float32)
+    """float32, of 6 bits of exponent and 10 of mantissa."""
+    return ((units_n.astype(np.uint32) + _UNIT_ZERO) << _UNIT_SHIFT).view(np.float32)

@@ -89,7 +89,7 @@ def test_every_candidate_comes_back_and_its_weight_nearly(sampler, vocabulary):
         large = there > 1e-8
         if isinstance(sampler, Priority):  # to the multiple of half of tau below or above
             unit = np.float32(weights.min()) / 2
-            np.testing.assert_allclose(here[large], there[large], atol=unit, rtol=2**-15)
+            np.testing.assert_allclose(here[large], there[large], atol=unit, rtol=2**-9)
             assert abs(here.sum() - there.sum()) < 1.01 * unit
         else:
             np.testing.assert_allclose(here[large], there[large], rtol=0.2)
@@ -189,14 +189,14 @@ def record_of(planes: list) -> bytes:
     return np.array([len(part) for part in parts], "<u4").tobytes() + b"".join(parts)
 
 
-@pytest.mark.parametrize("unit", [0x0000, 0x3300, 0x5100, 0x7FC0, 0xBC00], ids=hex)
+@pytest.mark.parametrize("unit", [0x0000, 0xF000, 0xFFFF], ids=hex)
 def test_a_unit_of_weight_that_cannot_be_is_found(unit):
-    """0, 2^-25, 2^35, no number, negative."""
+    """2^-25, 2^35, and the largest that there is room for."""
     made = codec(Priority(candidates=2), vocabulary=256, length=1)
-    planes = [[128], [0], [0], [unit & 255], [unit >> 8], [1, 1], [2, 2], [0, 0], [0, 0]]
+    planes = [[128], [0], [unit & 255], [unit >> 8], [1, 1], [2, 2], [0, 0], [0, 0]]
     with pytest.raises(ValueError, match="unit of weight is out of range"):
         made.decode(record_of(planes))
-    planes[3:5] = [[0], [0x3F]]
+    planes[2:4] = [[0], [24 << 2]]
     assert made.decode(record_of(planes)).probabilities.tolist() == [[1.0, 1.0]]
 
 
