@@ -8,10 +8,10 @@ READY := $(VENV)/ready
 
 # glibc hands freed blocks back to the system, and XLA's CPU backend then faults a gigabyte of
 # temporaries in anew at every step; kept, a step is faster (docs/performance.md).
-train bench: export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:$\
+train bench saving: export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:$\
 	glibc.malloc.trim_threshold=8000000000:glibc.malloc.arena_max=1
 
-.PHONY: train test fuzz check format bench soak plan-all clean
+.PHONY: train test fuzz check format bench saving soak plan-all clean
 
 train: $(READY)  ## prepare text and images, pretrain a small Gemma 3 on them, sample, draw its curves
 	$(RUN)/gemma-train prepare data_recipes/quickstart.py
@@ -42,6 +42,9 @@ bench: $(READY)  ## the benchmarks behind the performance claims
 	$(RUN)/python benchmarks/data.py
 	$(RUN)/python -m benchmarks.images
 	$(RUN)/python -m benchmarks.attention
+	$(RUN)/python -m benchmarks.saving
+
+saving: $(READY)  ## what saving costs the loop: five minutes
 	$(RUN)/python -m benchmarks.saving
 
 soak: $(READY)  ## a hundred kills, and two hundred and fifty damaged checkpoints: half an hour

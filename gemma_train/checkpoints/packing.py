@@ -1,6 +1,6 @@
 """Small leaves packed into one array a dtype, for Orbax takes its time by the array.
 
-    packed/float32   the leaves of at most 256 KiB, end to end: norms' scales, their moments, ...
+    packed/float32   the leaves of at most 1 MiB, end to end: norms' scales, their moments, ...
 
 Where each lies is told in the checkpoint's metadata. What is packed is replicated on the way.
 """
@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec, auto_axes
 
 from gemma_train.sidecar import Count, Name, Positive
 
-LARGEST = 256 << 10  # bytes of a leaf that is packed
+LARGEST = 1 << 20  # bytes of a leaf that is packed
 PLACES = "packed_leaves"  # the metadata's key
 _FOLDER = "packed/"  # what names of packed arrays begin with
 
