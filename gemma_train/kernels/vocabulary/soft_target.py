@@ -17,7 +17,7 @@ from gemma_train.kernels.vocabulary.terms import ChunkTargets, LossTerms, Target
 from gemma_train.mesh import on_tpu
 
 LANES = 128  # of a TPU's tiles: blocks of the vocabulary are multiples of it
-SCALES = 32  # that a weight's larger factor is chosen from
+_SCALES = 32  # that a weight's larger factor is chosen from
 
 
 def is_one_hot(terms: LossTerms) -> bool:
@@ -138,11 +138,11 @@ def one_hot_sum(
 def factors(weights_btq: jax.Array, dtype: jax.typing.DTypeLike) -> tuple[jax.Array, jax.Array]:
     """Two arrays in `dtype` whose products are the weights: nearer than one array can be.
 
-    The first is the one of `SCALES` numbers from 1 on that leaves the second the least to round.
+    The first is the one of `_SCALES` numbers from 1 on that leaves the second the least to round.
     """
     bits = jnp.finfo(dtype)
     step = 2.0**-bits.nmant
-    scales_s = (1.0 + step * jnp.arange(SCALES)).reshape(-1, *(1,) * weights_btq.ndim)
+    scales_s = (1.0 + step * jnp.arange(_SCALES)).reshape(-1, *(1,) * weights_btq.ndim)
     # A cast there and back may be left out by XLA; this one may not.
     rests_sbtq = jax.lax.reduce_precision(weights_btq / scales_s, bits.nexp, bits.nmant)
     best_btq = jnp.argmin(jnp.abs(rests_sbtq * scales_s - weights_btq), axis=0)
