@@ -1,6 +1,7 @@
 """What the processes of a run tell each other: findings, and errors, which then end all alike."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,7 +18,6 @@ from gemma_train.errors import (
 from gemma_train.mesh import is_leader
 from gemma_train.storage import refusal
 
-_LONGEST = 4096  # bytes that a process tells at one time
 _KINDS = {
     kind.__name__: kind
     for kind in (UserError, Damaged, Unrecoverable, FaultyHardware, Stalled, Elsewhere)
@@ -31,13 +31,14 @@ def of_leader(find: Callable[[], str | None]) -> str:
     """
     if jax.process_count() == 1:
         return find() or ""
-    sent, trouble = _sent(""), None
+    words, trouble = "", None
     if is_leader():
         try:
-            sent = _sent("+" + (find() or ""))
+            words = "+" + (find() or "")
         except Exception as error:
-            sent, trouble = _sent(_packed(error)), error
-    found = _received(np.asarray(multihost_utils.broadcast_one_to_all(sent)))
+            words, trouble = _packed(error), error
+    length = multihost_utils.broadcast_one_to_all(np.int32(len(words.encode())))
+    found = _received(multihost_utils.broadcast_one_to_all(_sent(words, int(length))))
     if trouble is not None:
         raise trouble
     if found[:1] != "+":
@@ -49,7 +50,9 @@ def of_all(words: str) -> list[str]:
     """What every process says, in their order, on each of them; all of them wait."""
     if jax.process_count() == 1:
         return [words]
-    return [*map(_received, np.asarray(multihost_utils.process_allgather(_sent(words))))]
+    lengths = multihost_utils.process_allgather(np.int32(len(words.encode())))
+    found = multihost_utils.process_allgather(_sent(words, int(np.max(lengths))))
+    return [*map(_received, np.asarray(found))]
 
 
 def by_all[Result](work: Callable[[], Result]) -> Result:
@@ -82,11 +85,10 @@ def _unpacked(words: str) -> UserError:
     return _KINDS[kind](message)
 
 
-def _sent(words: str) -> np.ndarray:
-    sent, content = np.zeros(_LONGEST, np.uint8), words.encode()[:_LONGEST]
-    sent[: len(content)] = np.frombuffer(content, np.uint8)
-    return sent
+def _sent(words: str, length: int) -> np.ndarray:
+    """uint8 [length + 1]: of one size on all processes, whatever each has to say."""
+    return np.frombuffer(words.encode().ljust(length + 1, b"\0"), np.uint8)
 
 
-def _received(sent: np.ndarray) -> str:
-    return bytes(sent).rstrip(b"\0").decode(errors="replace")
+def _received(sent: Any) -> str:
+    return bytes(np.asarray(sent)).rstrip(b"\0").decode(errors="replace")

@@ -5,7 +5,7 @@ a number first. What it has seen lately is part of the state, and so of every ch
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +60,10 @@ class Guard:
             skipped=whole,
             in_a_row=whole,
         )
+
+    def anew(self) -> "Guard":
+        """Of a run that goes on otherwise: what was seen so far is no measure of what comes."""
+        return replace(Guard.begun(), skipped=self.skipped)
 
 
 def judged(

@@ -91,3 +91,11 @@ def test_a_step_without_a_token_is_no_measure():
 def test_a_number_that_means_nothing_names_the_field(fields):
     with pytest.raises(UserError, match=f"guard.{next(iter(fields))}"):
         GuardConfig(**fields)
+
+
+def test_one_that_begins_anew_has_seen_nothing_and_still_counts_what_was_skipped():
+    """For the schedule goes by the good steps of the whole run."""
+    losses, norms = quiet(30)
+    _, guard = seen([*losses, NAN, NAN], [*norms, 1.0, 1.0])
+    anew = guard.anew()
+    assert (int(anew.skipped), int(anew.seen), int(anew.in_a_row)) == (2, 0, 0)

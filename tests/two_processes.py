@@ -27,7 +27,7 @@ def numbered(rows: int, layout: Layout) -> Batch:
 
 def check_leader(number: int) -> None:
     """What the leader finds is found by all, and so is its refusal; nobody else looks."""
-    from gemma_train.agreement import of_leader
+    from gemma_train.agreement import of_all, of_leader
     from gemma_train.errors import Unrecoverable
 
     looked = []
@@ -39,6 +39,9 @@ def check_leader(number: int) -> None:
         return f"ä of {number}"
 
     assert of_leader(find) == "ä of 0"
+    long = " ".join(map(str, range(10_000)))
+    assert of_leader(lambda: long) == long
+    assert of_all(long if number else "") == ["", long]
     assert raised(lambda: of_leader(find)) == (3, "refused by 0")
     assert looked == ([0, 0] if number == 0 else [])
 

@@ -11,7 +11,7 @@ from gemma_train.sweeps import AtEnd, Sweep, chain, product, runs_of, seeds, var
 from gemma_train.sweeps.scales import POD, Scale, for_steps, laptop
 
 Kept = TopK | Gumbel | Multinomial | Counts | Priority
-# 32 B a token of the laptop's large teacher, vocabulary 4,096: measured on its held-out rows.
+# 32 B a token, to half a byte, of the laptop's large teacher, vocabulary 4,096, held-out rows.
 LAPTOP_KEPT = (
     TopK(candidates=17),
     Gumbel(candidates=14),

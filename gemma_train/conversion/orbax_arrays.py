@@ -1,6 +1,7 @@
 """Arrays in Orbax checkpoints, one at a time: names joined by '/', whatever the nesting."""
 
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from typing import Any
@@ -11,14 +12,16 @@ import orbax.checkpoint as ocp_v0
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
+from gemma_train import storage
 from gemma_train.checkpoints.packing import Packed, Place
 from gemma_train.conversion.tensors import Tensor, Tensors, parcels
-from gemma_train.errors import UserError
+from gemma_train.errors import Stalled, UserError
 from gemma_train.metrics.byte_progress import Advance
 from gemma_train.run_files import STATE
 
 _PARCEL_BYTES = 1 << 28
 _DESCRIPTION = "_METADATA"  # beside the arrays
+_PASSING = re.compile(r"\b(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED)\b")  # TensorStore's
 
 # What orbax logs it also raises; of a damaged checkpoint asyncio tells once for every array.
 for _name in ("absl", "asyncio"):
@@ -173,6 +176,11 @@ def _leaves(tree: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, 
         yield keys, tree
 
 
-def _unreadable(checkpoint: epath.Path, error: Exception) -> UserError:
+def _unreadable(checkpoint: epath.Path, error: Exception) -> Exception:
+    """What to raise: one line that names the checkpoint; a fault of this machine's as it is."""
+    if isinstance(error, MemoryError | jax.errors.JaxRuntimeError):
+        return error
     line = (str(error) or type(error).__name__).splitlines()[0].partition(" [tensorstore_spec=")[0]
+    if storage.is_transient(error) or _PASSING.search(line):
+        return Stalled(f"checkpoint {checkpoint} cannot be read now: {line}")
     return UserError(f"checkpoint {checkpoint} cannot be read: {line}")

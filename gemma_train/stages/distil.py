@@ -14,9 +14,9 @@ def distilled(
 ) -> RunConfig:
     """`run` with the loss of Gemma 2 and 3's report: 256 candidates a token, and no hard label.
 
-    All else stays: data, tokens, schedule, z-loss. A `folder` of its own keeps the two runs apart.
+    All else stays: data, tokens, schedule, z-loss; a chunk of the loss holds targets too, and is
+    not longer than `Distillation`'s. A `folder` of its own keeps the two runs apart.
     """
-    loss = Distillation(
-        teacher=teacher, sampler=sampler, z_loss=run.loss.z_loss, chunk=run.loss.chunk
-    )
+    chunk = min(run.loss.chunk, Distillation.chunk)
+    loss = Distillation(teacher=teacher, sampler=sampler, z_loss=run.loss.z_loss, chunk=chunk)
     return replace(run, loss=loss, folder=folder or f"{run.folder}_distilled")

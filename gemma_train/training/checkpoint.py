@@ -25,7 +25,7 @@ from gemma_train.checkpoints.packing import PLACES, pack
 from gemma_train.checkpoints.seal import seal
 from gemma_train.config import RunConfig, record
 from gemma_train.conversion import orbax_arrays
-from gemma_train.errors import Damaged, FaultyHardware, Stalled
+from gemma_train.errors import Damaged, FaultyHardware, Stalled, UserError
 from gemma_train.leaves import by_path, from_paths
 from gemma_train.mesh import is_leader
 from gemma_train.run_files import STATE
@@ -240,13 +240,15 @@ class Checkpoints:
 def read[Tree](place: epath.Path, like: Tree) -> tuple[Tree, Kept]:
     """A checkpoint's leaves, in the shapes and places that `like` has, and what is beside them.
 
-    Raises `Damaged` where anything of it cannot be read.
+    Raises `Damaged` where anything of it cannot be read, and `Stalled` where that may pass.
     """
     try:
-        state = from_paths(orbax_arrays.load(place, by_path(like)), like)
-        return state, kept_in(orbax_arrays.metadata(place))
-    except Exception as error:
-        told = _line(error)
+        leaves = orbax_arrays.load(place, by_path(like))
+        return from_paths(leaves, like), kept_in(orbax_arrays.metadata(place))
+    except Stalled:
+        raise
+    except UserError as error:
+        told = str(error)
         if str(place) not in told:
             told = f"checkpoint {place} cannot be read: {told}"
         raise Damaged(

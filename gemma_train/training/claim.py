@@ -17,7 +17,15 @@ from gemma_train.errors import UserError, require
 from gemma_train.evaluation.captions import Answers
 from gemma_train.mesh import is_leader
 from gemma_train.metrics.captions import Caption, write
-from gemma_train.run_files import CAPTIONS, RECORD, SUMMARY, TEACHER, TOKENIZER
+from gemma_train.run_files import (
+    CAPTIONS,
+    CHECKPOINTS,
+    RECORD,
+    RETURN,
+    SUMMARY,
+    TEACHER,
+    TOKENIZER,
+)
 from gemma_train.tokenizer.tokenizer import Tokenizer, check_same_ids
 
 
@@ -77,6 +85,8 @@ def claim(config: RunConfig, *, begun: bool) -> list[str]:
     if is_leader():
         folder.mkdir(parents=True, exist_ok=True)
         (folder / SUMMARY).unlink(missing_ok=True)  # of the steps that it had before
+        if not begun and not _is_recorded(config):
+            (folder / CHECKPOINTS / RETURN).unlink(missing_ok=True)  # another run's
         storage.write_whole(folder / RECORD, record(config))
     return accepted
 
@@ -96,6 +106,14 @@ def finished(config: RunConfig) -> bool:
     """Whether this very run is there with all its steps done."""
     folder = storage.path(config.folder)
     return (folder / SUMMARY).exists() and not differences(read_record(config.folder), config)
+
+
+def _is_recorded(config: RunConfig) -> bool:
+    """Whether the folder's record is of this very run."""
+    try:
+        return not differences(read_record(config.folder), config)
+    except UserError:  # none, or garbage
+        return False
 
 
 def write_summary(folder: str, figures: dict[str, Any]) -> None:

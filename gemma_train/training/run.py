@@ -11,6 +11,7 @@ from gemma_train.config import RunConfig
 from gemma_train.conversion.load import open_beginning, open_weights
 from gemma_train.conversion.tensors import Weights
 from gemma_train.data.pipeline import check
+from gemma_train.drift import accepts
 from gemma_train.errors import asked_by
 from gemma_train.guard import Guard
 from gemma_train.mesh import make_mesh
@@ -65,11 +66,12 @@ def train(config: RunConfig, say: Callable[[str], None] = print) -> Outcome:
         weights = None if _is_of_state(saved) else beginning()
         check_beginning(weights, head)
         check_moments(config, weights)
-        if begun:
+        is_same = begun and not accepts(config.accepted_changes, "loss.teacher.weights")
+        if is_same:
             check_teacher(config, taught_by)
         accepted = claim(config, begun=begun)
         keep_tokenizer(config, begun=begun)
-        keep_teacher(config, taught_by, begun=begun)
+        keep_teacher(config, taught_by, begun=is_same)
         keep_encoder(config, head, begun=begun)
 
         def after(step: int | None) -> tuple[TrainState, Position]:
@@ -81,8 +83,8 @@ def train(config: RunConfig, say: Callable[[str], None] = print) -> Outcome:
         if saved is not None:
             checkpoints.go_on_from(saved)
         position = checkpoints.position_after(saved, position)
-        if accepted:  # what it has seen lately may be no measure of what comes
-            state = replace(state, guard=jax.jit(Guard.begun)())
+        if accepted:
+            state = replace(state, guard=jax.jit(Guard.anew)(state.guard))
         loop = Loop(
             config=config,
             mesh=mesh,

@@ -1,5 +1,6 @@
 """A run that is taught: told, killed and resumed bit for bit, refused in a line, planned."""
 
+import json
 import shutil
 import signal
 from pathlib import Path
@@ -88,6 +89,10 @@ def test_a_teacher_that_trained_on_is_refused_and_its_old_step_resumes_bit_for_b
     one, other = saved_arrays(whole, 12), saved_arrays(killed, 12)
     for path, leaf in one.items():
         np.testing.assert_array_equal(other[path], leaf, err_msg=path)
+    accepted = ("--accepted-changes", "loss.teacher", "steps", "--steps", "13")
+    other = gemma_train("train", config, *accepted)
+    assert other.returncode == 0, other.stderr
+    assert json.loads((killed / "teacher.json").read_text())["step"] == newest
 
 
 def test_a_teacher_that_is_not_there_is_refused_before_anything_is_made(

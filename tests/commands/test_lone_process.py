@@ -53,7 +53,8 @@ def test_one_that_fails_alone_ends_with_its_code_and_the_other_by_the_heartbeat(
     [
         ("clearing", "PermissionError", 0, 2, "gemma-train: is raised"),
         ("verifying", "TimeoutError", 1, 5, "gemma-train: is raised"),
-        ("restoring", "KeyError", 1, 2, "9 cannot be read: 'is raised'; if it is damaged, move"),
+        ("restoring", "UserError", 1, 2, "9 cannot be read: is raised; if it is damaged, move"),
+        ("restoring", "TimeoutError", 1, 5, "gemma-train: is raised"),
     ],
 )
 def test_what_one_meets_on_the_way_into_a_run_is_told_by_both(

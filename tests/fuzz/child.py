@@ -64,7 +64,9 @@ def sample_of(reader: Reader) -> Files:
     """The whole files of a reader."""
     with tempfile.TemporaryDirectory() as folder:
         reader.make(Path(folder))
-        return files_of(Path(folder))
+        sample = files_of(Path(folder))
+    assert sample, f"{reader.name} has made no file"
+    return sample
 
 
 def _run(reader: Reader, task: Task, work: Work) -> None:

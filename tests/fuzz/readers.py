@@ -16,7 +16,7 @@ from jax.sharding import SingleDeviceSharding
 from gemma_train.checkpoints.folder import CheckpointFolder
 from gemma_train.checkpoints.seal import damage
 from gemma_train.commands import inspect
-from gemma_train.config import EXAMPLE, Online, read_model_record, read_record
+from gemma_train.config import EXAMPLE, Online, RunConfig, read_model_record, read_record
 from gemma_train.conversion import (
     encoder_folder,
     encoder_record,
@@ -45,12 +45,12 @@ from gemma_train.metrics import recorder
 from gemma_train.metrics.report import page
 from gemma_train.sweeps.results import result
 from gemma_train.sweeps.sweep import HELD_OUT_LOSS, Run
-from gemma_train.teachers.identity import check_teacher
+from gemma_train.teachers.identity import check_teacher, keep_teacher
 from gemma_train.tokenizer.tokenizer import Tokenizer
 from gemma_train.training.checkpoint import read
 from gemma_train.training.position import Position, position_after, write_return
 from gemma_train.training.versions import changes_since
-from tests.data.teacher_store.made import CODEC, LENGTH, ORIGIN
+from tests.data.teacher_store.made import CODEC, LENGTH, ORIGIN, record_of
 from tests.fuzz import samples_of_data as data
 from tests.fuzz import samples_of_models as models
 from tests.fuzz import seals
@@ -163,10 +163,19 @@ def _read_targets(folder: Path) -> None:
     teacher_shards.verify(name)
 
 
-def _read_teacher(folder: Path) -> None:
+def _decode_targets(folder: Path) -> None:
+    """Every checksum is right: what is met is what the codes say."""
+    for name, made in data.CODECS.items():
+        planes = [file.read_bytes() for file in sorted((folder / name).glob("*"))]
+        try:
+            made.decode(record_of(planes))
+        except ValueError as error:  # the store tells it with the row
+            raise UserError(str(error)) from None
+
+
+def _taught_by(folder: Path) -> tuple[RunConfig, Weights]:
     run = replace(EXAMPLE, folder=str(folder), loss=Distillation(teacher=Online(weights="large")))
-    weights = Weights(source=str(folder), format="hf", config=run.model, tensors={})
-    check_teacher(run, weights)
+    return run, Weights(source=str(folder), format="hf", config=run.model, tensors={})
 
 
 def _read_result(folder: Path) -> None:
@@ -225,7 +234,11 @@ _READERS = (
         make=models.seen_encoder,
         read=lambda f: encoder_record.check(str(f), data.HEAD),
     ),
-    Reader(name="teacher record", make=_read_teacher, read=_read_teacher),
+    Reader(
+        name="teacher record",
+        make=lambda f: keep_teacher(*_taught_by(f), begun=False),
+        read=lambda f: check_teacher(*_taught_by(f)),
+    ),
     Reader(name="metrics", make=models.metrics, read=recorder.read),
     Reader(name="sweep's result", make=models.figures, read=_read_result),
     Reader(name="report", make=models.report, read=_read_report),
@@ -239,6 +252,7 @@ _READERS = (
         seal=seals.dataset,
     ),
     Reader(name="teacher store", make=data.teacher_store, read=_read_targets, seal=seals.targets),
+    Reader(name="teacher's targets", make=data.targets, read=_decode_targets),
     Reader(name="image store", make=data.image_store, read=_read_images),
     Reader(name="pictures", make=data.pictures, read=_read_pictures),
     Reader(name="texts", make=data.texts, read=_texts("text", "*.txt*")),

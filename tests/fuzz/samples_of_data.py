@@ -13,13 +13,28 @@ from PIL import Image
 from pyarrow import parquet
 from sentencepiece import sentencepiece_model_pb2
 
+from gemma_train.data.example import Layout
 from gemma_train.data.images.store import Head, image_key, write_head, write_shard
 from gemma_train.data.rows import Rows
 from gemma_train.data.shards import ImageSpan, SourceCounts, TokenDataset
 from gemma_train.data.teacher_store import shards as teacher_shards
+from gemma_train.data.teacher_store.codec import codec
 from gemma_train.data.token_writer import TokenWriter
+from gemma_train.samplers import Counts, Priority, TopK
 from gemma_train.tokenizer.tokenizer import Tokenizer
-from tests.data.teacher_store.made import CODEC, LENGTH, ORIGIN, made_targets
+from tests.data.teacher_store.made import (
+    CODEC,
+    LENGTH,
+    ORIGIN,
+    VOCABULARY,
+    made_targets,
+    planes_of,
+)
+
+CODECS = {
+    type(sampler).__name__.lower(): codec(sampler, vocabulary=VOCABULARY, length=LENGTH)
+    for sampler in (TopK(candidates=4), Priority(candidates=4), Counts(candidates=4))
+}
 
 PIECES = ("<start_of_turn>", "<end_of_turn>", "\u2581\u2581", "\n\n")
 TEXTS = ("a cat sleeps", "two birds,\n\nand a tree", "\u00fcber allem", "x" * 40)
@@ -107,6 +122,19 @@ def teacher_store(folder: Path) -> None:
         shards=tuple(note.shard for note in notes if note),
     )
     teacher_shards.write_description(str(store), description)
+
+
+def targets(folder: Path) -> None:
+    """The byte planes of a row's targets, a folder for each way to code weights."""
+    full = Layout(length=LENGTH, candidates=4).padding(1).row(0)
+    full.weights[:] = 1
+    full = made_targets(full)
+    for name, made in CODECS.items():
+        if name == "counts":
+            full.probabilities[:] = 1 / 4
+        (folder / name).mkdir()
+        for number, plane in enumerate(planes_of(made.encode(full))):
+            (folder / name / f"{number:02d}.bin").write_bytes(plane)
 
 
 def lesson_of(folder: Path, rows: int) -> teacher_shards.Lesson:

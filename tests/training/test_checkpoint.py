@@ -1,9 +1,10 @@
 """What a run reads of a checkpoint beside its state: as it was saved, or one clear line."""
 
 import pytest
+from etils import epath
 
-from gemma_train.errors import Damaged
-from gemma_train.training.checkpoint import Kept, kept_in
+from gemma_train.errors import Damaged, Stalled
+from gemma_train.training.checkpoint import Kept, kept_in, read
 from gemma_train.training.position import Position
 
 TOLD = {"position": {"next_row": 12}, "digest": "0f", "versions": {"jax": "0.12.0"}}
@@ -36,3 +37,26 @@ def test_what_is_garbled_is_one_clear_line(change):
 def test_so_it_is_where_something_is_not_there(left_out):
     with pytest.raises(Damaged, match=f"`{left_out}`"):
         kept_in({name: value for name, value in TOLD.items() if name != left_out})
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "told"),
+    [
+        (TimeoutError(110, "no answer"), Stalled, "cannot be read now: .*no answer"),
+        (ValueError("UNAVAILABLE: the bucket"), Stalled, "cannot be read now: UNAVAILABLE: the"),
+        (ValueError("DATA_LOSS: a chunk"), Damaged, "cannot be read: DATA_LOSS: a chunk; if it is"),
+        (KeyError("b"), Damaged, "cannot be read: 'b'; if it is damaged, move that folder away"),
+        (MemoryError("1 GiB"), MemoryError, "1 GiB"),
+    ],
+    ids=repr,
+)
+def test_what_stands_in_the_way_of_reading_is_told_from_damage(
+    tmp_path, monkeypatch, error, kind, told
+):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr("gemma_train.conversion.orbax_arrays.ocp.metadata", fails)
+    with pytest.raises(kind, match=told) as raised:
+        read(epath.Path(tmp_path), {})
+    assert type(raised.value) is kind

@@ -1,9 +1,12 @@
 """The note of a return: it counts for the state that it speaks of, and for no other."""
 
+from dataclasses import replace
+
 import pytest
 from etils import epath
 
 from gemma_train.errors import UserError
+from gemma_train.training.claim import claim
 from gemma_train.training.position import Position, position_after, write_return
 
 SAVED, BACK = Position(next_row=12), Position(next_row=32, returns=1)
@@ -33,6 +36,17 @@ def test_a_note_of_a_checkpoint_that_was_passed_over_is_none_of_what_comes_in_it
     write_return(checkpoints, 6, BACK)
     assert position_after(checkpoints, 3, SAVED) == SAVED
     assert position_after(checkpoints, 6, SAVED) == SAVED
+
+
+def test_a_note_of_no_checkpoint_is_of_the_run_that_wrote_it(tmp_path, run_on):
+    """Another run in its folder, which nothing was saved in, begins with its own first row."""
+    config = run_on(folder=str(tmp_path))
+    claim(config, begun=False)
+    write_return(epath.Path(tmp_path) / "checkpoints", 0, BACK)
+    claim(replace(config, checkpoint_every_steps=7), begun=False)
+    assert position_after(epath.Path(tmp_path) / "checkpoints", 0, Position()) == BACK
+    claim(replace(config, seed=config.seed + 1), begun=False)
+    assert position_after(epath.Path(tmp_path) / "checkpoints", 0, Position()) == Position()
 
 
 def test_a_damaged_note_is_one_clear_line(checkpoints):

@@ -100,7 +100,7 @@ def test_a_run_that_resumes_is_judged_by_the_statistic_that_was_saved(seen, batc
         checkpoints.save(SEEN, state, Position())
     with Checkpoints(config) as checkpoints:
         resumed, _ = checkpoints.restore(SEEN)
-    anew = replace(resumed, guard=jax.jit(Guard.begun)())
+    anew = replace(resumed, guard=jax.jit(Guard.anew)(resumed.guard))
     anew, resumed = (jax.tree.map(jnp.copy, one) for one in (anew, resumed))
     told = [int(step(one, placed(leaping(batch_of(1))))[1]["skipped"]) for one in (resumed, anew)]
     assert told == [1, 0], "one that had seen nothing has nothing to judge by"

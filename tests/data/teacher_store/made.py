@@ -1,8 +1,10 @@
 """Stores of made-up targets, which follow from the tokens of their rows."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import zstandard
 
 from gemma_train.data.config import DataConfig
 from gemma_train.data.example import Layout, Row
@@ -81,3 +83,22 @@ def damage(file: Path, how: str) -> None:
     file.write_bytes(b"{" if how == "garbled" else content[:-3] if how == "cut" else content)
     if how == "missing":
         file.unlink()
+
+
+def record_of(planes: Iterable[bytes]) -> bytes:
+    """A record of these byte planes, all its checksums right."""
+    frames = zstandard.ZstdCompressor(write_checksum=True)
+    parts = [frames.compress(plane) for plane in planes]
+    return np.array([len(part) for part in parts], "<u4").tobytes() + b"".join(parts)
+
+
+def planes_of(record: bytes) -> list[bytes]:
+    """The byte planes of a record."""
+    count, end = 0, 0
+    while 4 * count + end != len(record):
+        count += 1
+        lengths = np.frombuffer(record[: 4 * count], "<u4")
+        end = int(lengths.sum())
+    begins = 4 * count + np.cumsum(lengths) - lengths
+    frames = zstandard.ZstdDecompressor()
+    return [frames.decompress(record[a:][:b]) for a, b in zip(begins, lengths, strict=True)]

@@ -5,12 +5,12 @@ from functools import cache
 
 import numpy as np
 import pytest
-import zstandard
 
 from gemma_train.data.example import Layout, Row
 from gemma_train.data.teacher_store.codec import codec
 from gemma_train.errors import UserError
 from gemma_train.samplers import Counts, Dense, Gumbel, Multinomial, Priority, Sampler, TopK
+from tests.data.teacher_store.made import record_of
 
 VOCABULARY, LENGTH = 262_144, 48
 
@@ -177,16 +177,13 @@ def test_ids_that_overflow_are_found(vocabulary):
     steps = np.full(512, 2**23 if vocabulary == VOCABULARY else 2**30 + 2**24)
     count = 3 if vocabulary == VOCABULARY else 4
     planes = [(steps >> 8 * byte).astype(np.uint8) for byte in range(count)]
-    record = record_of([[128], *[[0]] * count, *planes, np.ones(512)])
+    record = made_of([[128], *[[0]] * count, *planes, np.ones(512)])
     with pytest.raises(ValueError, match="beyond the vocabulary"):
         made.decode(record)
 
 
-def record_of(planes: list) -> bytes:
-    """A record of these byte planes, all its checksums right."""
-    frames = zstandard.ZstdCompressor(write_checksum=True)
-    parts = [frames.compress(np.array(plane, np.uint8).tobytes()) for plane in planes]
-    return np.array([len(part) for part in parts], "<u4").tobytes() + b"".join(parts)
+def made_of(planes: list) -> bytes:
+    return record_of(np.array(plane, np.uint8).tobytes() for plane in planes)
 
 
 @pytest.mark.parametrize("unit", [0x0000, 0xF000, 0xFFFF], ids=hex)
@@ -195,15 +192,15 @@ def test_a_unit_of_weight_that_cannot_be_is_found(unit):
     made = codec(Priority(candidates=2), vocabulary=256, length=1)
     planes = [[128], [0], [unit & 255], [unit >> 8], [1, 1], [2, 2], [0, 0], [0, 0]]
     with pytest.raises(ValueError, match="unit of weight is out of range"):
-        made.decode(record_of(planes))
+        made.decode(made_of(planes))
     planes[2:4] = [[0], [24 << 2]]
-    assert made.decode(record_of(planes)).probabilities.tolist() == [[1.0, 1.0]]
+    assert made.decode(made_of(planes)).probabilities.tolist() == [[1.0, 1.0]]
 
 
 def test_a_position_without_weight_is_found():
     made = codec(TopK(candidates=2), vocabulary=256, length=1)
     with pytest.raises(ValueError, match="a position has no weight"):
-        made.decode(record_of([[128], [0], [1, 1], [0, 0]]))
+        made.decode(made_of([[128], [0], [1, 1], [0, 0]]))
 
 
 @pytest.mark.parametrize(
@@ -218,7 +215,7 @@ def test_whatever_a_record_holds_its_weights_are_numbers_or_it_is_refused(sample
         planes = [random.integers(256, size=size) >> random.integers(6) for size in sizes]
         planes[0] = [192]
         try:
-            found = made.decode(record_of(planes))
+            found = made.decode(made_of(planes))
         except ValueError:
             continue
         well += 1

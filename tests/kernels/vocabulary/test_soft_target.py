@@ -201,7 +201,8 @@ def test_gradients_by_bfloat16_logits_are_right_to_their_rounding(
         wanted = expected(arrays, terms)
     powers_cv = OUTER * np.float32(powers_cv) * np.asarray(scale_c)[:, None]
     # The one-hot form's weights are near; the loss of equal ones feels it (1.5e-4 here).
-    assert_close(OUTER * loss, wanted[0], "bf16 gradient" if form == "one_hot" else "fp32", "loss")
+    most = 3e-4 if form == "one_hot" else TOLERANCES["fp32"]
+    assert abs(OUTER * loss / wanted[0] - 1.0) < most
     by_states, by_table = powers_cv @ table, powers_cv.T @ states.reshape(-1, 12)
     for one, other in ((by_states.reshape(states.shape), wanted[2]), (by_table, wanted[3])):
         error = np.linalg.norm(one - other) / np.linalg.norm(other)
@@ -231,7 +232,12 @@ def test_bfloat16_gradients_are_off_by_few_roundings(terms, form, mesh_of):
 
 
 # (mesh, width, the most that the table's gradient may be off): it is rounded if columns are split.
-LEAVING = [((1, 1, 1), 12, 2e-3), ((1, 1, 2), 7, 2e-3), ((1, 1, 4), 7, 2e-3), ((2, 2, 2), 12, 4e-3)]
+LEAVING = [
+    ((1, 1, 1), 12, 2e-3),
+    ((1, 1, 2), 7, 2e-3),
+    ((1, 1, 4), 7, 2e-3),
+    ((2, 2, 2), 12, 3.2e-3),
+]
 
 
 @FORMS
@@ -241,13 +247,13 @@ LEAVING = [((1, 1, 1), 12, 2e-3), ((1, 1, 2), 7, 2e-3), ((1, 1, 4), 7, 2e-3), ((
 def test_gradients_leave_the_kernel_as_exact_as_the_docs_say(
     hard_weight, sampler, mesh, width, most, form, mesh_of
 ):
-    """docs/distillation.md; the states' are rounded as they leave, and once more by OUTER."""
+    """docs/distillation.md has the figures; the states' are rounded once more as they leave."""
     terms = replace(TERMS["all together"], soft_form=form)
     arrays = sample(width, sampler, hard_weight=hard_weight, dtype=jnp.bfloat16)
     with mesh_of(*mesh):
         found = with_gradients(vocabulary_loss)(*in_place(arrays, jnp.bfloat16), terms)[2:]
         wanted = expected(arrays, terms)[2:]
-    for one, other, bound in zip(found, wanted, (5e-3, most), strict=True):
+    for one, other, bound in zip(found, wanted, (3.6e-3, most), strict=True):
         other = np.float32(other)
         assert np.linalg.norm(np.float32(one) - other) / np.linalg.norm(other) < bound
 
