@@ -166,7 +166,8 @@ def _read_targets(folder: Path) -> None:
 def _decode_targets(folder: Path) -> None:
     """Every checksum is right: what is met is what the codes say."""
     for name, made in data.CODECS.items():
-        planes = [file.read_bytes() for file in sorted((folder / name).glob("*"))]
+        files = [file for file in sorted((folder / name).glob("*")) if file.is_file()]
+        planes = [file.read_bytes() for file in files]
         try:
             made.decode(record_of(planes))
         except ValueError as error:  # the store tells it with the row
