@@ -93,6 +93,15 @@ def matching(pattern: str) -> list[epath.Path]:
     return sorted(path(pattern[: wild.start()]).glob(pattern[wild.start() + 1 :]))
 
 
+def files_below(folder: epath.Path, within: str = "") -> Iterator[tuple[str, epath.Path]]:
+    """(name, file) of every file below a folder (epath's own glob refuses to look for them)."""
+    for child in folder.iterdir():
+        if child.is_dir():
+            yield from files_below(child, f"{within}{child.name}/")
+        else:
+            yield f"{within}{child.name}", child
+
+
 def is_transient(error: BaseException) -> bool:
     """Whether asking a disk, a network or a bucket once more may find it well.
 

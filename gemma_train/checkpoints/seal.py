@@ -9,7 +9,6 @@ its seals are there, and every file is as its seal says. Seals are written last,
 """
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from etils import epath
@@ -47,7 +46,7 @@ def seal(checkpoint: epath.Path, process: int = 0, processes: int = 1) -> None:
     """Read what this process wrote of a committed checkpoint, and write its seal."""
     files = tuple(
         SealedFile(name=name, size=file.stat().length, sha256=storage.sha256(file))
-        for name, file in sorted(_files(checkpoint))
+        for name, file in sorted(storage.files_below(checkpoint))
         if not is_seal(name) and _writer(name, processes) == process
     )
     record = Seal(process=process, processes=processes, files=files)
@@ -110,12 +109,3 @@ def _writer(name: str, processes: int) -> int:
     """The process that wrote a file: the first one all that bears no other's number."""
     marks = [match for part in name.split("/") if (match := _WRITER.search(part))]
     return int(marks[0][1]) % processes if marks else 0
-
-
-def _files(folder: epath.Path, within: str = "") -> Iterator[tuple[str, epath.Path]]:
-    """(name, file) of every file below a folder (epath's own glob refuses to look for them)."""
-    for child in folder.iterdir():
-        if child.is_dir():
-            yield from _files(child, f"{within}{child.name}/")
-        else:
-            yield f"{within}{child.name}", child

@@ -21,6 +21,8 @@ from gemma_train.run_files import STATE
 
 _PARCEL_BYTES = 1 << 28
 _DESCRIPTION = "_METADATA"  # beside the arrays
+# Weights hardly shrink; compressed, a third copy of a whole table would be in memory.
+PLAIN = ocp.options.ArrayOptions(saving=ocp.options.ArrayOptions.Saving(use_compression=False))
 _PASSING = re.compile(r"\b(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED)\b")  # TensorStore's
 
 # What orbax logs it also raises; of a damaged checkpoint asyncio tells once for every array.
@@ -124,8 +126,6 @@ def save(
 ) -> None:
     """Save arrays a few at a time, as dictionaries `levels` deep, names split at the last '/'s."""
     checkpoint = checkpoint.absolute()
-    # Compressed, a third copy of a whole table would be in memory; weights hardly shrink.
-    plain = ocp.options.ArrayOptions(saving=ocp.options.ArrayOptions.Saving(use_compression=False))
     for number, parcel in enumerate(parcels(tensors, _PARCEL_BYTES)):
         tree: dict[str, Any] = {}
         for name, tensor in parcel.items():
@@ -134,7 +134,7 @@ def save(
             for folder in folders:
                 here = here.setdefault(folder, {})
             here[last] = tensor.read()
-        with ocp.Context(array_options=plain):
+        with ocp.Context(array_options=PLAIN):
             ocp.partial.save(checkpoint, tree, custom_metadata=None if number else metadata)
         advance(sum(tensor.bytes for tensor in parcel.values()))
     ocp.partial.finalize(checkpoint)

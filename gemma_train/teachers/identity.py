@@ -5,7 +5,6 @@ size and both ends are, in which a checkpoint's and a safetensors' own lists of 
 """
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
 
@@ -67,17 +66,8 @@ def model_files(weights: Weights) -> dict[str, epath.Path]:
     if weights.format == "hf":
         files = [file for pattern in _HUGGING_FACE for file in folder.glob(pattern)]
     else:
-        files = [file for file in _within(folder) if not is_seal(file.name)]
+        files = [file for _, file in storage.files_below(folder) if not is_seal(file.name)]
     return dict(sorted((str(file.relative_to(folder)), file) for file in files))
-
-
-def _within(folder: epath.Path) -> Iterator[epath.Path]:
-    """Every file below a folder (epath's own glob refuses to look for them)."""
-    for child in folder.iterdir():
-        if child.is_dir():
-            yield from _within(child)
-        else:
-            yield child
 
 
 def check_teacher(config: RunConfig, weights: Weights | None) -> None:

@@ -4,7 +4,6 @@ What a checkpoint holds: the state, and beside it the position in the data, the 
 computed with, and the state's digest, which what is restored is held to.
 """
 
-import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -34,10 +33,6 @@ from gemma_train.training.position import Position, position_after, write_return
 from gemma_train.training.state import TrainState, abstract_state
 from gemma_train.training.versions import changes_since, versions
 
-logging.getLogger("absl").setLevel(logging.CRITICAL)  # what orbax logs it also raises
-
-# Weights hardly shrink, and compressing them takes the host's time from the loop.
-_PLAIN = ocp.options.ArrayOptions(saving=ocp.options.ArrayOptions.Saving(use_compression=False))
 _LOOKED_AT = 100  # checkpoints, the newest ones, for one that is whole
 _TRIES = 5  # of the last save of a life, whose failure would lose steps
 _LONGEST_WAIT = 30.0  # seconds between them
@@ -191,7 +186,7 @@ class Checkpoints:
             "digest": digest(state),
         }
         leaves, beside[PLACES] = pack(by_path(state))
-        with ocp.Context(array_options=_PLAIN):
+        with ocp.Context(array_options=orbax_arrays.PLAIN):
             begun = ocp.save_checkpointables_async(
                 self._folder.checkpoint(step), {STATE: leaves}, custom_metadata=beside
             )
