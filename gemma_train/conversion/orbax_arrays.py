@@ -177,8 +177,11 @@ def _leaves(tree: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, 
 
 
 def _unreadable(checkpoint: epath.Path, error: Exception) -> Exception:
-    """What to raise: one line that names the checkpoint; a fault of this machine's as it is."""
-    if isinstance(error, MemoryError | jax.errors.JaxRuntimeError):
+    """What to raise: one line that names the checkpoint; what a device refuses as it is.
+
+    Too little memory is the checkpoint's: one that is damaged may tell of arrays of any size.
+    """
+    if isinstance(error, jax.errors.JaxRuntimeError):
         return error
     line = (str(error) or type(error).__name__).splitlines()[0].partition(" [tensorstore_spec=")[0]
     if storage.is_transient(error) or _PASSING.search(line):

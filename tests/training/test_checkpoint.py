@@ -2,6 +2,7 @@
 
 import pytest
 from etils import epath
+from jax.errors import JaxRuntimeError
 
 from gemma_train.errors import Damaged, Stalled
 from gemma_train.training.checkpoint import Kept, kept_in, read
@@ -46,7 +47,8 @@ def test_so_it_is_where_something_is_not_there(left_out):
         (ValueError("UNAVAILABLE: the bucket"), Stalled, "cannot be read now: UNAVAILABLE: the"),
         (ValueError("DATA_LOSS: a chunk"), Damaged, "cannot be read: DATA_LOSS: a chunk; if it is"),
         (KeyError("b"), Damaged, "cannot be read: 'b'; if it is damaged, move that folder away"),
-        (MemoryError("1 GiB"), MemoryError, "1 GiB"),
+        (MemoryError("1 TiB"), Damaged, "cannot be read: 1 TiB; if it is damaged"),
+        (JaxRuntimeError("RESOURCE_EXHAUSTED: HBM"), JaxRuntimeError, "RESOURCE_EXHAUSTED: HBM"),
     ],
     ids=repr,
 )
