@@ -75,7 +75,7 @@ def step_of(config: RunConfig, batch: Batch, initial: TrainState) -> Callable[[]
 def steps(config: RunConfig, batch: Batch) -> Timers:
     """The step on the text's tokens, and the student's."""
     hard = replace(batch, candidates_btq=None, probabilities_btq=None)
-    student = replace(config, loss=replace(DISTILLATION, chunk=config.loss.chunk))
+    student = replace(config, loss=DISTILLATION)
     initial = initial_state(config)
     return {
         "text": step_of(config, hard, initial),
@@ -102,7 +102,8 @@ def losses(config: RunConfig, batch: Batch) -> Timers:
 
     def loss_of(targets: Targets, **terms) -> Callable[[], jax.Array]:
         def loss(states_btd, table_vd, targets, weights_bt):
-            terms_of_loss = LossTerms(chunk=config.loss.chunk, **terms)
+            chunk = config.loss.chunk if targets.is_hard else DISTILLATION.chunk
+            terms_of_loss = LossTerms(chunk=chunk, **terms)
             return vocabulary_loss(states_btd, table_vd, targets, weights_bt, terms_of_loss)
 
         compiled = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
