@@ -45,7 +45,8 @@ def test_a_stop_of_one_in_any_phase_saves_both(tmp_path, write_config, as_one, p
     assert codes == [0, 0], words
     assert "happens" in words[1] and "saved: the same command goes on" in words[0]
     step = max(checkpoints_of(folder))
-    assert step == max(steps_of(folder)) < LAST
+    # Processes agree on a step ahead within about a second: of quick ones it may be the last.
+    assert step == max(steps_of(folder)) <= LAST
     assert len(list((folder / "checkpoints" / str(step)).glob("seal-*-of-00002.json"))) == 2
     codes, words = ended(start("train", config))  # goes on as one process
     assert codes == [0], words

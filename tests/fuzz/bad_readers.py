@@ -50,6 +50,10 @@ def _kill() -> None:
     os.kill(os.getpid(), signal.SIGSEGV)
 
 
+def _leave() -> None:
+    os._exit(0)
+
+
 def _ask() -> None:
     bytearray(2 << 30)
 
@@ -73,6 +77,7 @@ READERS = {
         ("multiline", _multiline),
         ("waiting", _wait),
         ("dying", _kill),
+        ("leaving", _leave),
         ("greedy", _ask),
         ("hiding", _hide),
         ("hoarding", _hoard),

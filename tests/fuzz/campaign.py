@@ -104,7 +104,7 @@ def _death(folder: Path, task: Task, code: int, words: str) -> Finding | None:
     """Write down the case that a child died of."""
     answers = Answers(str(folder), task.reader)
     case = answers.outcomes.read_bytes().find(BEGUN, task.first)
-    if not code or case < 0:
+    if case < 0:
         return None
     how = f"it killed the process ({-code} is the signal)" if code < 0 else f"exit code {code}"
     if "Timeout (" in words:

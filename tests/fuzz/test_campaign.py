@@ -29,6 +29,7 @@ def results(tmp_path_factory):
         ("multiline", "a message that is not one line"),
         ("waiting", "it did not end"),
         ("dying", "it killed the process (11 is the signal)"),
+        ("leaving", "exit code 0"),
         ("greedy", "MemoryError"),
         ("hiding", "out of memory, told as: the file is too large"),
     ],

@@ -61,6 +61,21 @@ def counts(p, random):
     return np.minimum(ids, VOCABULARY - 1), np.full(ids.shape, 1 / KEPT)
 
 
+def gumbel(p, random):
+    """Drawn without replacement, and made to sum to 1."""
+    ids = np.argsort(-(np.log(p) + random.gumbel(size=p.shape)), axis=-1)[..., :KEPT]
+    kept = np.take_along_axis(p, ids, -1)
+    return ids, kept / kept.sum(-1, keepdims=True)
+
+
+def multinomial(p, random):
+    """Drawn with replacement, what is drawn again weighs nothing, and made to sum to 1."""
+    ids, _ = counts(p, random)
+    again = (ids[..., :, None] == ids[..., None, :]) & np.tri(KEPT, k=-1, dtype=bool)
+    kept = np.where(again.any(-1), 0.0, np.take_along_axis(p, ids, -1))
+    return ids, kept / kept.sum(-1, keepdims=True)
+
+
 def priority(p, random):
     """Weights that are right in the mean, and do not sum to 1."""
     rank = p / random.random(p.shape)
@@ -84,7 +99,7 @@ def ragged(p, random):
     return ids, kept
 
 
-SAMPLERS = [top_k, counts, priority, dense, ragged]
+SAMPLERS = [top_k, gumbel, multinomial, counts, priority, dense, ragged]
 
 
 def sample(width: int, sampler=top_k, *, hard_weight=False, dtype=jnp.float32):
