@@ -53,16 +53,19 @@ def test_a_stop_of_one_in_any_phase_saves_both(tmp_path, write_config, as_one, p
     as_one(folder)
 
 
-def test_a_ctrl_c_that_both_get_saves_both(tmp_path, write_config):
-    """As a terminal sends it, to all of its processes."""
-    folder = tmp_path / "terminal"
-    processes = start_two("train", write_config(folder, steps=100_000))
+@pytest.mark.parametrize(("number", "sent"), [(2, signal.SIGINT), (1, signal.SIGTERM)])
+def test_a_stop_of_one_or_both_ends_both_far_ahead_of_the_last_step(
+    tmp_path, write_config, number, sent
+):
+    """A terminal's Ctrl-C comes to all of its processes, a SIGTERM to one."""
+    folder, steps = tmp_path / "stopped", 100_000
+    processes = start_two("train", write_config(folder, steps=steps))
     assert wait_for_step(folder, 3, processes[0])
-    for process in processes:
-        process.send_signal(signal.SIGINT)
+    for process in processes[-number:]:
+        process.send_signal(sent)
     codes, words = ended(*processes)
     assert codes == [0, 0], words
-    assert max(checkpoints_of(folder)) == max(steps_of(folder))
+    assert max(checkpoints_of(folder)) == max(steps_of(folder)) < steps
 
 
 def test_a_second_ctrl_c_to_one_ends_it_at_once(tmp_path, write_config):
