@@ -47,7 +47,7 @@ bench: $(READY)  ## the benchmarks behind the performance claims
 saving: $(READY)  ## what saving costs the loop: five minutes
 	$(RUN)/python -m benchmarks.saving
 
-soak: $(READY)  ## a hundred kills, and two hundred and fifty damaged checkpoints: half an hour
+soak: $(READY)  ## a hundred kills, and two hundred and fifty damaged checkpoints: ten minutes
 	$(RUN)/python -m pytest -s -m slow tests/commands/test_soak.py
 
 plan-all: $(READY)  ## the gates on the meshes of the Gemma 3 report, then docs/pods.md's tables: hours
