@@ -3,13 +3,16 @@
     python -m benchmarks.distillation [--rounds 5] [--candidates 256] [--shape cpu_step]
 
 Shapes: `cpu_step` is that of cpu_step.py, `quickstart` the one of configs/quickstart_text.py.
-Targets and weights are random. Steps alternate in one process, so that a noisy machine slows both;
-the ratio is what to quote, of processor time where other programs run. Below the steps stands the
-loss alone, against the two forms of soft targets (kernels/vocabulary/soft_target.py).
+Targets and weights are random, and in memory: teacher_store.py times the reading. Steps alternate
+in one process, so that a noisy machine slows both; the ratio is what to quote, of processor time
+where other programs run. Below the steps stands the loss alone, against the two forms of soft
+targets (kernels/vocabulary/soft_target.py). The exit code is 1 where a student's step takes more
+than `MOST` times the other's, by the median.
 """
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -37,6 +40,7 @@ from gemma_train.zero3 import split
 
 SHAPES = {"cpu_step": CONFIG, "quickstart": load("configs/quickstart_text.py")}
 DISTILLATION = Distillation(teacher=Stored(folder="unused", weights="unused"))
+MOST = 1.25  # times the step on text
 Timers = dict[str, Callable[[], jax.Array]]
 
 
@@ -116,8 +120,11 @@ def losses(config: RunConfig, batch: Batch) -> Timers:
     }
 
 
-def told(title: str, make: Callable[[], Timers], rounds: int) -> None:
-    """Time what is made by turns, and print each beside the first; progress goes beside it."""
+def told(title: str, make: Callable[[], Timers], rounds: int) -> float:
+    """Time what is made by turns, and print each beside the first; progress goes beside it.
+
+    Returns the last one's median over the first's.
+    """
     print(f"\n{title}", flush=True)
     console = Console(stderr=True)
     with waiting("making its parameters", console):
@@ -135,7 +142,7 @@ def told(title: str, make: Callable[[], Timers], rounds: int) -> None:
     print(
         f"{'':14}{'best s':>9}{'median s':>10}{'/ first: best':>15}{'median':>8}{'processor':>11}"
     )
-    firsts = None
+    firsts, median = None, 1.0
     for name, both in found.items():
         seconds, busy = zip(*both, strict=True)
         figures = min(seconds), statistics.median(seconds), statistics.median(busy)
@@ -144,9 +151,10 @@ def told(title: str, make: Callable[[], Timers], rounds: int) -> None:
         print(
             f"{name:14}{figures[0]:9.3f}{figures[1]:10.3f}{best:15.3f}{median:8.3f}{processor:11.3f}"
         )
+    return median
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description="Distillation beside training on text.")
     parser.add_argument("--rounds", type=int, default=5, help="alternations")
     parser.add_argument("--candidates", type=int, default=256, help="of each position")
@@ -158,13 +166,15 @@ def main() -> None:
         f"{arguments.candidates} candidates, {arguments.rounds} rounds, jax {jax.__version__}",
         flush=True,
     )
+    ratios = []
     for name in arguments.shape or SHAPES:
         config = SHAPES[name]
         batch = random_batch(config, arguments.candidates)
         shape = f"{name}: {config.step_tokens:,} tokens, vocabulary {config.model.vocabulary:,}"
-        told(f"step of {shape}", partial(steps, config, batch), arguments.rounds)
+        ratios.append(told(f"step of {shape}", partial(steps, config, batch), arguments.rounds))
         told(f"loss of {shape}", partial(losses, config, batch), arguments.rounds)
+    return int(max(ratios) > MOST)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

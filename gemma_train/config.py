@@ -172,6 +172,7 @@ EXAMPLE = RunConfig(
     steps=100_000,
 )
 
+_CURE = "put it back as it was written"
 _TOO_DEEP = (RecursionError, MemoryError)  # what Python's parser says of deep nesting
 
 _CONFIGS = {
@@ -227,6 +228,7 @@ __all__ = [
     "read_model_record",
     "read_record",
     "record",
+    "recorded",
 ]
 
 
@@ -257,16 +259,16 @@ def read_record(folder: str) -> RunConfig:
     """The config of the run in `folder`, without executing its record."""
     file = storage.path(folder) / RECORD
     require(file.exists(), f"{folder!r} holds no {RECORD}: name the folder of a run")
-    return _read(file, RunConfig)
+    return recorded(read_text(file, _CURE), str(file), RunConfig)
 
 
 def read_model_record(file: epath.Path) -> GemmaConfig:
     """The architecture recorded in a file, without executing it."""
-    return _read(file, GemmaConfig)
+    return recorded(read_text(file, _CURE), str(file), GemmaConfig)
 
 
-def _read[Kind](file: epath.Path, kind: type[Kind]) -> Kind:
-    text = read_text(file, "put it back as it was written")
+def recorded[Kind](text: str, place: str, kind: type[Kind]) -> Kind:
+    """The config that `record` made this text of; errors name the place where it was found."""
     try:
         tree = ast.parse(text)
         values = [node.value for node in tree.body if isinstance(node, ast.Assign)]
@@ -278,7 +280,7 @@ def _read[Kind](file: epath.Path, kind: type[Kind]) -> Kind:
             raise ValueError(f"no {kind.__name__} in it")
         check_fields(config, within)
     except (SyntaxError, UserError, ValueError, TypeError, IndexError, *_TOO_DEEP) as error:
-        raise UserError(f"{file} is not the record of a {kind.__name__}: {error}") from error
+        raise UserError(f"{place} is not the record of a {kind.__name__}: {error}") from error
     return config
 
 

@@ -72,6 +72,8 @@ class CheckpointFolder:
             found = agreed(partial(damage, checkpoint))
             if not found:
                 return step
+            if steps is None and step not in self.steps:  # the run, which goes on, has removed it
+                return self.newest_whole(tell, agreed)
             tell(f"checkpoint {step} is damaged ({found}): looking for an earlier one")
         if found or self.set_aside:
             raise Damaged(

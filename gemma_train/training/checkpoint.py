@@ -7,7 +7,7 @@ computed with, and the state's digest, which what is restored is held to.
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -22,16 +22,18 @@ from gemma_train.agreement import by_all, of_all, of_leader
 from gemma_train.checkpoints.folder import CheckpointFolder
 from gemma_train.checkpoints.packing import PLACES, pack
 from gemma_train.checkpoints.seal import seal
-from gemma_train.config import RunConfig, record
+from gemma_train.config import RunConfig, record, recorded
 from gemma_train.conversion import orbax_arrays
+from gemma_train.drift import differences
 from gemma_train.errors import Damaged, FaultyHardware, Stalled, UserError
+from gemma_train.guard import Guard
 from gemma_train.leaves import by_path, from_paths
 from gemma_train.mesh import is_leader
 from gemma_train.run_files import STATE
 from gemma_train.training.digest import digest
 from gemma_train.training.position import Position, position_after, write_return
 from gemma_train.training.state import TrainState, abstract_state
-from gemma_train.training.versions import changes_since, versions
+from gemma_train.training.versions import versions
 
 _LOOKED_AT = 100  # checkpoints, the newest ones, for one that is whole
 _TRIES = 5  # of the last save of a life, whose failure would lose steps
@@ -43,6 +45,7 @@ class Kept:
     """What was saved beside a state, as far as a run goes by it."""
 
     position: Position
+    config: str  # as `record` writes it
     digest: str
     versions: dict[str, str]
 
@@ -80,8 +83,8 @@ class Checkpoints:
         of_leader(partial(self._folder.set_aside_after, step))
         self._saved = step
 
-    def restore(self, step: int) -> tuple[TrainState, Position]:
-        """The checkpoint of a step, on the mesh in force.
+    def restore(self, step: int) -> tuple[TrainState, Kept]:
+        """The checkpoint of a step, on the mesh in force; the guard of another config begins anew.
 
         Raises `Damaged` where it cannot be read, and `FaultyHardware` where what was read is not
         the state that was saved.
@@ -94,9 +97,9 @@ class Checkpoints:
                 "files are as they were sealed, so suspect this machine; if another one finds the "
                 "same, move that folder away"
             )
-        if told := changes_since(kept.versions):
-            self._say(f"computed with other versions than before ({told}): bits may differ")
-        return state, kept.position
+        if differences(recorded(kept.config, str(place), RunConfig), self._config):
+            state = replace(state, guard=jax.jit(Guard.anew)(state.guard))
+        return state, kept
 
     def position_after(self, step: int | None, saved: Position) -> Position:
         """Where a life goes on that begins after `step`: as `saved`, or as a return has left it."""

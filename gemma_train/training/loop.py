@@ -1,6 +1,6 @@
 """The loop: step, record, evaluate and save until the last step, a stop, or too many bad steps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -78,14 +78,15 @@ class Loop:
         )
         self._observer = _observer(config, self.mesh, self.number, self.teacher)
 
-    def run(self, accepted: list[str]) -> Outcome:
-        """Steps until the last, and what held-out data says after it. `accepted` is recorded."""
+    def run(self, events: Sequence[str]) -> Outcome:
+        """Steps until the last, and what held-out data says after it. `events`, which it begins
+        with, are recorded."""
         config, observer, held_out, captions = self.config, self._observer, None, None
         with observer:
             if self.number:
                 observer.say(f"going on from step {self.number:,}")
-            for change in accepted:
-                observer.event(self.number, f"accepted: {change}")
+            for event in events:
+                observer.event(self.number, event)
             while self.number < config.steps and not self._stopping:
                 with self._stream() as stream:
                     self._take_steps(stream)

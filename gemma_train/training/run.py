@@ -1,7 +1,6 @@
 """A run opened: its mesh, data, teacher and folder, and the state that it goes on from."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 from typing import TypeGuard
 
@@ -13,7 +12,6 @@ from gemma_train.conversion.tensors import Weights
 from gemma_train.data.pipeline import check
 from gemma_train.drift import accepts
 from gemma_train.errors import asked_by
-from gemma_train.guard import Guard
 from gemma_train.mesh import make_mesh
 from gemma_train.teachers.identity import check_teacher, keep_teacher
 from gemma_train.teachers.online import load_teacher, open_teacher, told
@@ -31,6 +29,7 @@ from gemma_train.training.state import (
     initial_state,
 )
 from gemma_train.training.stop import StopRequest, stopping_for
+from gemma_train.training.versions import changes_since
 from gemma_train.training.watchdog import Watchdog
 
 
@@ -74,17 +73,22 @@ def train(config: RunConfig, say: Callable[[str], None] = print) -> Outcome:
         keep_teacher(config, taught_by, begun=is_same)
         keep_encoder(config, head, begun=begun)
 
+        events = [f"accepted: {change}" for change in accepted]
+
         def after(step: int | None) -> tuple[TrainState, Position]:
-            if _is_of_state(step):
-                return checkpoints.restore(step)
-            return _first_state(config, beginning()), Position()
+            if not _is_of_state(step):
+                return _first_state(config, beginning()), Position()
+            state, kept = checkpoints.restore(step)
+            if other := changes_since(kept.versions):
+                events.append(
+                    f"computed with other versions than before ({other}): bits may differ"
+                )
+            return state, kept.position
 
         state, position = after(saved)
         if saved is not None:
             checkpoints.go_on_from(saved)
         position = checkpoints.position_after(saved, position)
-        if accepted:
-            state = replace(state, guard=jax.jit(Guard.anew)(state.guard))
         loop = Loop(
             config=config,
             mesh=mesh,
@@ -97,7 +101,7 @@ def train(config: RunConfig, say: Callable[[str], None] = print) -> Outcome:
             state=state,
             position=position,
         )
-        return loop.run(accepted)
+        return loop.run(events)
 
 
 def _is_of_state(saved: int | None) -> TypeGuard[int]:

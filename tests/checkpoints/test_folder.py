@@ -114,3 +114,17 @@ def test_processes_agree_on_the_first_finding_of_any(folder, saved):
         return next(filter(None, [find(slice(k, None, 2)) for k in (0, 1)]), "")
 
     assert folder.newest_whole(lambda line: None, agreed) == 3
+
+
+def test_who_looks_on_while_a_run_replaces_its_only_checkpoint_finds_the_new_one(folder, saved):
+    saved(3)
+    heard = []
+
+    def agreed(find):
+        if folder.steps == [3]:
+            saved(6)
+            folder.remove(3)
+        return find(slice(None))
+
+    assert folder.newest_whole(heard.append, agreed) == 6
+    assert not heard

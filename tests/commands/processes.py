@@ -112,12 +112,17 @@ def wait_for_step(folder: Path, step: int, process: subprocess.Popen) -> bool:
     return False
 
 
-def kill_at(config: str, folder: Path, step: int, how: signal.Signals) -> tuple[int, str]:
+def kill_at(
+    config: str, folder: Path, step: int, how: signal.Signals, *words: str, devices: int = 1
+) -> tuple[int, str]:
     """Start a run and send it `how` as soon as it has recorded `step`; its exit code and words."""
     process = subprocess.Popen(
-        command("train", config), env=environment(), stdout=subprocess.PIPE, text=True
+        command("train", config, *words),
+        env=environment(devices),
+        stdout=subprocess.PIPE,
+        text=True,
     )
     if wait_for_step(folder, step, process):
         process.send_signal(how)
-    words, _ = process.communicate(timeout=120)
-    return process.returncode, words
+    told, _ = process.communicate(timeout=120)
+    return process.returncode, told

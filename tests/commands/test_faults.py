@@ -177,7 +177,7 @@ def test_an_accepted_change_that_names_no_field(refused, write_config, tmp_path)
     assert "accepted_changes" in told and "'optimizer.peak'" in told
 
 
-def test_other_versions_are_told(copied, gemma_train, tmp_path):
+def test_other_versions_are_told_and_recorded(copied, gemma_train, tmp_path):
     """A checkpoint written by other sources: resumed, and said so."""
     folder, config = copied
     before = (folder / "checkpoints" / "9" / "_CHECKPOINT_METADATA").read_text()
@@ -196,7 +196,11 @@ def test_other_versions_are_told(copied, gemma_train, tmp_path):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    assert f"jax {versions['jax']} then, 9.9 now" in done.stdout
+    drift = f"jax {versions['jax']} then, 9.9 now"
+    assert drift in done.stdout
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    (event,) = [line["what"] for line in lines if line["kind"] == "event"]
+    assert drift in event
 
 
 def test_fewer_replicas_take_the_same_batch_in_more_parts(

@@ -50,6 +50,7 @@ def test_a_stop_of_one_in_any_phase_saves_both(tmp_path, write_config, as_one, p
     assert len(list((folder / "checkpoints" / str(step)).glob("seal-*-of-00002.json"))) == 2
     codes, words = ended(start("train", config))  # goes on as one process
     assert codes == [0], words
+    assert f"going on from step {step}" in words[0]
     as_one(folder)
 
 
@@ -109,8 +110,10 @@ def test_when_one_is_frozen_the_other_says_where_it_waits_and_ends(tmp_path, wri
     assert codes == [Stalled.exit_code], told
     kept = (folder / "stacks-0.txt").read_text()
     assert "nothing heard for" in kept and "loop.py" in kept
+    newest = max(checkpoints_of(folder))
     codes, words = ended(start("train", config))
     assert codes == [0], words
+    assert f"going on from step {newest}" in words[0]
     as_one(folder)
 
 

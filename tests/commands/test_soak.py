@@ -123,8 +123,8 @@ def test_no_flipped_bit_and_no_truncation_is_ever_restored(
 def restored(config, step: int) -> tuple[int, dict[str, bytes]]:
     """(next row, every leaf's bytes) of a checkpoint."""
     with Checkpoints(config, print) as checkpoints:
-        state, position = checkpoints.restore(step)
-    return position.next_row, {
+        state, kept = checkpoints.restore(step)
+    return kept.position.next_row, {
         path: np.asarray(leaf).tobytes() for path, leaf in by_path(state).items()
     }
 

@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 
 from tests.commands.conftest import command, environment
-from tests.commands.processes import kill_at, saved_arrays, steps_of, wait_for_step
+from tests.commands.processes import (
+    checkpoints_of,
+    kill_at,
+    saved_arrays,
+    steps_of,
+    wait_for_step,
+)
 
 
 def test_a_run_killed_at_any_moment_resumes_bit_for_bit(
@@ -69,16 +75,21 @@ def test_a_finished_run_says_what_exists_and_what_to_do(finished_run, gemma_trai
     assert (folder / "metrics.jsonl").read_bytes() == before
 
 
+def on_mesh(replica: int, data: int, seq: int) -> tuple[str, ...]:
+    sizes = {"replica": replica, "data": data, "seq": seq}
+    return tuple(word for axis, size in sizes.items() for word in (f"--mesh.{axis}", str(size)))
+
+
 def test_a_run_goes_on_on_another_mesh(tmp_path, write_config, gemma_train, finished_run):
     whole, _ = finished_run
     folder = tmp_path / "moved"
     config = write_config(folder)
-    code, _ = kill_at(config, folder, 7, signal.SIGKILL)
+    code, _ = kill_at(config, folder, 7, signal.SIGKILL, *on_mesh(2, 2, 2), devices=8)
     assert code == -signal.SIGKILL
-    moved = gemma_train(
-        "train", config, "--mesh.replica", "2", "--mesh.data", "2", "--mesh.seq", "2", devices=8
-    )
+    newest = max(checkpoints_of(folder))
+    moved = gemma_train("train", config, *on_mesh(1, 4, 2), devices=8)
     assert moved.returncode == 0, moved.stderr
+    assert f"going on from step {newest}" in moved.stdout
     for number, line in steps_of(whole).items():
         assert steps_of(folder)[number]["loss"] == pytest.approx(line["loss"], abs=1e-4)
 

@@ -131,7 +131,7 @@ def arrays(folder: Path) -> None:
     }
     metadata: dict[str, Any] = {PLACES: {name: asdict(place) for name, place in places.items()}}
     metadata |= {"position": {"next_row": 8, "returns": 1}, "digest": "0f"}
-    metadata["versions"] = {"jax": "0.12.0"}
+    metadata |= {"versions": {"jax": "0.12.0"}, "config": configs.record(RUN)}
     orbax_arrays.save(epath.Path(folder / "arrays"), tensors, _silent, metadata=metadata)
 
 

@@ -8,12 +8,17 @@ from gemma_train.errors import Damaged, Stalled
 from gemma_train.training.checkpoint import Kept, kept_in, read
 from gemma_train.training.position import Position
 
-TOLD = {"position": {"next_row": 12}, "digest": "0f", "versions": {"jax": "0.12.0"}}
+TOLD = {
+    "position": {"next_row": 12},
+    "config": "config = RunConfig()",
+    "digest": "0f",
+    "versions": {"jax": "0.12.0"},
+}
 
 
 def test_what_was_kept_is_read_and_nothing_else():
-    kept = Kept(position=Position(next_row=12), digest="0f", versions={"jax": "0.12.0"})
-    assert kept_in({**TOLD, "config": "none of its business"}) == kept
+    kept = Kept(**{**TOLD, "position": Position(next_row=12)})
+    assert kept_in({**TOLD, "places": "none of its business"}) == kept
 
 
 @pytest.mark.parametrize(
@@ -23,6 +28,7 @@ def test_what_was_kept_is_read_and_nothing_else():
         {"position": {"next_row": "12"}},
         {"position": {"next_row": -1}},
         {"position": {"\ud800": 1}},
+        {"config": None},
         {"digest": 15},
         {"versions": ["jax"]},
         {"versions": {"jax": 12}},
