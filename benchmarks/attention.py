@@ -19,7 +19,7 @@ from gemma_train.axes import activation
 from gemma_train.kernels.attention.attention import Implementation, attention
 from gemma_train.kernels.attention.blocked import BLOCK
 from gemma_train.kernels.attention.mask import AttentionMask
-from gemma_train.mesh import MeshConfig, make_mesh
+from gemma_train.mesh import MeshConfig, make_mesh, start_runtime
 
 WINDOW, HEAD = 1024, 64
 SCORES = WINDOW + BLOCK  # of a query, blocked
@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--longest", type=int, default=LENGTHS[-1], help="tokens of the last row")
     parsed = parser.parse_args()
+    start_runtime(MeshConfig())
     print("tokens | blocked, ms | per token against the first | all pairs, ms | ratio | by count")
     first = None
     with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):

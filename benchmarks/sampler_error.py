@@ -31,6 +31,7 @@ from gemma_train.config import read_record
 from gemma_train.conversion.load import load_model
 from gemma_train.data.pipeline import held_out_batches
 from gemma_train.errors import UserError, require
+from gemma_train.mesh import MeshConfig, start_runtime
 
 SYNTHETIC_LENGTH = 128
 Figures = dict[str, np.ndarray]
@@ -144,6 +145,7 @@ def times(of: Mean) -> str:
 def main() -> None:
     """Print the tables, and put them into a page if asked."""
     arguments = _arguments()
+    start_runtime(MeshConfig())
     if arguments.power_law:
         exponent, vocabulary = arguments.power_law, arguments.vocabulary
         lessons = power_law(

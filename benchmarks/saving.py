@@ -18,7 +18,7 @@ import numpy as np
 
 from gemma_train.config import load
 from gemma_train.data.example import Batch
-from gemma_train.mesh import make_mesh
+from gemma_train.mesh import make_mesh, start_runtime
 from gemma_train.placement import place
 from gemma_train.training.checkpoint import Checkpoints
 from gemma_train.training.position import Position
@@ -30,6 +30,7 @@ CONFIG, EVERY, ROUNDS, AIM = "configs/quickstart_text.py", 20, 24, 1.05
 
 def main(disk: str | None = None) -> int:
     config = load(CONFIG)
+    start_runtime(config.mesh)
     random, rows, length = (
         np.random.default_rng(0),
         config.data.batch_rows,

@@ -27,7 +27,7 @@ from gemma_train.data.teacher_store.reading import TeacherStore
 from gemma_train.errors import UserError
 from gemma_train.kernels.vocabulary.candidates import draw_from_logits
 from gemma_train.losses.distillation import Distillation, Stored
-from gemma_train.mesh import MeshConfig, make_mesh
+from gemma_train.mesh import MeshConfig, make_mesh, start_runtime
 from gemma_train.samplers import Counts, Gumbel, Multinomial, Priority, Sampler, TopK
 from gemma_train.teachers.stored import store_codec
 from gemma_train.teachers.writing import plan_store, share_of, write_share
@@ -134,6 +134,7 @@ def _reader(config: RunConfig, store: TeacherStore) -> Callable[[], int]:
 
 def main() -> None:
     """The tables."""
+    start_runtime(MeshConfig())
     print(f"a made-up teacher, {VOCABULARY:,} ids\n{HEAD}")
     for sampler in SAMPLERS:
         made = codec(sampler, vocabulary=VOCABULARY, length=LENGTH)

@@ -3,6 +3,7 @@
 import functools
 import os
 import re
+import tempfile
 
 import pytest
 
@@ -11,6 +12,11 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 for flag in ("--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"):
     if flag.split("=")[0] not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+# What one test has compiled, no other one does, nor a process that a test starts, nor a worker.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _programs = tempfile.TemporaryDirectory(prefix="gemma_train-tests-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 
 @pytest.fixture(scope="session")

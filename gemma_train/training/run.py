@@ -9,6 +9,7 @@ import jax
 from gemma_train.config import RunConfig
 from gemma_train.conversion.load import open_beginning, open_weights
 from gemma_train.conversion.tensors import Weights
+from gemma_train.data.images.store import Head
 from gemma_train.data.pipeline import check
 from gemma_train.drift import accepts
 from gemma_train.errors import asked_by
@@ -65,14 +66,7 @@ def train(config: RunConfig, say: Callable[[str], None] = print) -> Outcome:
         weights = None if _is_of_state(saved) else beginning()
         check_beginning(weights, head)
         check_moments(config, weights)
-        is_same = begun and not accepts(config.accepted_changes, "loss.teacher.weights")
-        if is_same:
-            check_teacher(config, taught_by)
-        accepted = claim(config, begun=begun)
-        keep_tokenizer(config, begun=begun)
-        keep_teacher(config, taught_by, begun=is_same)
-        keep_encoder(config, head, begun=begun)
-
+        accepted = _claimed(config, taught_by, head, begun=begun)
         events = [f"accepted: {change}" for change in accepted]
 
         def after(step: int | None) -> tuple[TrainState, Position]:
@@ -102,6 +96,23 @@ def train(config: RunConfig, say: Callable[[str], None] = print) -> Outcome:
             position=position,
         )
         return loop.run(events)
+
+
+def _claimed(
+    config: RunConfig, taught_by: Weights | None, head: Head | None, *, begun: bool
+) -> list[str]:
+    """The folder made this run's, with its tokenizer and who taught it; returns accepted changes.
+
+    Raises `UserError` where it was `begun` by another config, tokenizer, teacher or encoder.
+    """
+    is_same = begun and not accepts(config.accepted_changes, "loss.teacher.weights")
+    if is_same:
+        check_teacher(config, taught_by)
+    accepted = claim(config, begun=begun)
+    keep_tokenizer(config, begun=begun)
+    keep_teacher(config, taught_by, begun=is_same)
+    keep_encoder(config, head, begun=begun)
+    return accepted
 
 
 def _is_of_state(saved: int | None) -> TypeGuard[int]:
