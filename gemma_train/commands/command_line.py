@@ -154,9 +154,9 @@ def _train(words: list[str]) -> None:
 
     if words and not words[0].startswith("-"):
         default = config.load(words[0])
-        train.run(_from_flags(config.RunConfig, words[1:], f"train {words[0]}", default))
+        train.run(_config_from_flags(default, words[1:], f"train {words[0]}"))
     elif "--help" in words or "-h" in words:
-        _from_flags(config.RunConfig, ["--help"], "train CONFIG", config.EXAMPLE)
+        _config_from_flags(config.EXAMPLE, ["--help"], "train CONFIG")
     else:
         raise UserError("train needs a config: gemma-train train configs/quickstart.py")
 
@@ -168,7 +168,6 @@ def _teacher(words: list[str]) -> None:
 
     own = teacher.TeacherArguments()
     if words and not words[0].startswith("-"):
-        words = [word for flag in words for word in _switched(flag)]
         default = config.load(words[0])
         arguments, run = _both_from_flags(own, default, words[1:], f"teacher {words[0]}")
         teacher.run(run, arguments)
@@ -176,11 +175,6 @@ def _teacher(words: list[str]) -> None:
         _both_from_flags(own, config.EXAMPLE, ["--help"], "teacher CONFIG")
     else:
         raise UserError("teacher needs a config: gemma-train teacher configs/distilled.py")
-
-
-def _switched(word: str) -> tuple[str, ...]:
-    """A switch of `teacher` with its value, which a config's flags always have."""
-    return (word, "True") if word in ("--dry-run", "--verify") else (word,)
 
 
 def _plan(words: list[str]) -> int | None:
@@ -240,20 +234,17 @@ def _each_with_its_flag(words: list[str], tuples: set[str]) -> Iterator[str]:
             yield from (flag, word) if flag else (word,)
 
 
-def _from_flags(kind: type, words: list[str], verb: str, default: Any = None) -> Any:
+def _from_flags(kind: Any, words: list[str], verb: str, default: Any = None) -> Any:
     """A config (with its `default`) or a verb's arguments from flags.
 
     Raises `UserError` with tyro's finding in one line.
     """
     import tyro
 
-    style: tuple = (tyro.conf.AvoidSubcommands, tyro.conf.UseAppendAction)
-    more = {}
-    if default is not None:
-        style, more = (
-            (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
-            {"default": default},
-        )
+    style: list[Any] = [tyro.conf.AvoidSubcommands]
+    more = {"default": default}
+    if default is None:
+        style, more = [*style, tyro.conf.UseAppendAction], {}
     told = io.StringIO()
     try:
         with contextlib.redirect_stderr(told):
@@ -266,12 +257,26 @@ def _from_flags(kind: type, words: list[str], verb: str, default: Any = None) ->
         raise UserError(" ".join(said).split(" For full")[0]) from None
 
 
+def _config_from_flags(config: Any, words: list[str], verb: str) -> Any:
+    """A config from its values and flags, each of which has a value: --tensorboard False."""
+    import tyro
+
+    kind = Annotated[type(config), tyro.conf.FlagConversionOff]
+    return _from_flags(kind, words, verb, config)
+
+
 def _both_from_flags(own: Any, config: Any, words: list[str], verb: str) -> tuple[Any, Any]:
-    """A verb's own arguments and a config, both with defaults, from flags that stand together."""
+    """A verb's own arguments and a config, both with defaults, from flags that stand together.
+
+    A switch of the verb's own has no value: --dry-run, --no-compile.
+    """
     import tyro
 
     flat = tyro.conf.arg(name="")
-    fields = [(name, Annotated[type(it), flat]) for name, it in (("own", own), ("config", config))]
+    fields = [
+        ("own", Annotated[type(own), flat]),
+        ("config", Annotated[type(config), flat, tyro.conf.FlagConversionOff]),
+    ]
     kind = dataclasses.make_dataclass("Both", fields, namespace={"__doc__": type(own).__doc__})
     both = _from_flags(kind, words, verb, kind(own, config))
     return both.own, both.config

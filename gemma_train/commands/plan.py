@@ -35,7 +35,7 @@ class PlanArguments:
     The two are short for --mesh.topology and --mesh.slices; every field of the config is a flag.
     """
 
-    compile: bool = True  # compile the real step (minutes); false counts only
+    compile: bool = True  # compile the real step (minutes); otherwise it is only counted
     lean_remat: Literal["no", "device", "host"] = "no"  # find the least recomputation that fits
     json: str | None = None  # file for everything, machine readable
     html: str | None = None  # file for a page to read and to pass on
@@ -52,7 +52,7 @@ def run(config: RunConfig, arguments: PlanArguments, source: str) -> int:
     """
     require(
         arguments.compile or arguments.lean_remat == "no",
-        f"lean_remat is {arguments.lean_remat!r}: it compiles, so leave --compile False away",
+        f"lean_remat is {arguments.lean_remat!r}: it compiles, so leave --no-compile away",
     )
     for file in (arguments.json, arguments.html):
         if file is not None:

@@ -45,13 +45,22 @@ def only_writer(folder: str) -> Iterator[None]:
 
 @contextmanager
 def held(folder: str) -> Iterator[None]:
-    """The same for a process without a runtime."""
+    """The same for a process without a runtime. Raises `UserError` too where it cannot be made."""
     if "://" in folder:
         yield
         return
     place = storage.path(folder)
-    place.mkdir(parents=True, exist_ok=True)
-    with storage.alone(place):
+    with ExitStack() as stack:
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(storage.alone(place))
+        except OSError as error:
+            refused = storage.refusal(error)
+            assert refused is not None
+            raise type(refused)(
+                f"folder {folder!r} cannot be written to ({refused}): choose another --folder, or "
+                "see to that place"
+            ) from None
         yield
 
 

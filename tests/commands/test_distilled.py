@@ -121,7 +121,7 @@ def test_a_teacher_with_another_tokenizer_is_refused(
 
 def test_a_plan_counts_the_teacher(tmp_path, taught_config, capsys):
     config = taught_config(tmp_path / "run")
-    words = ("plan", config, "--topology", "v5e:2x2", "--mesh.data", "4", "--compile", "False")
+    words = ("plan", config, "--topology", "v5e:2x2", "--mesh.data", "4", "--no-compile")
     assert command_line.run([*words, "--compute.dtype", "bfloat16"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("  teacher ") and "in the step" in line for line in lines)

@@ -114,7 +114,7 @@ def test_without_a_compiler_the_counted_part_is_told(config, capsys, without_com
 
 def test_flags_of_the_plan_and_of_the_config_stand_together(config, capsys):
     words = ["--topology", "v5e:4x4", "--slices", "2", "--mesh.replica", "2", "--mesh.data", "16"]
-    more = ["--steps", "77", "--data.batch-rows", "64", "--cost.pue", "1.3", "--compile", "False"]
+    more = ["--steps", "77", "--data.batch-rows", "64", "--cost.pue", "1.3", "--no-compile"]
     assert command_line.run(["plan", config, *words, *more]) == 0
     told = capsys.readouterr().out
     assert "on 32 chips, 2 x v5e:4x4" in told
@@ -128,7 +128,7 @@ def test_a_run_on_slices_moves_to_one_slice_with_fewer_replicas(tmp_path, config
     text = CONFIG.replace('data=4, topology="v5e:2x2"', "replica=2, data=2, slices=2")
     (tmp_path / "pod.py").write_text(text)
     words = ["--topology", "v5e:2x2", "--slices", "1", "--mesh.replica", "1", "--mesh.data", "4"]
-    assert command_line.run(["plan", config, *words, "--compile", "False"]) == 0
+    assert command_line.run(["plan", config, *words, "--no-compile"]) == 0
     assert "on 4 chips, v5e:2x2" in capsys.readouterr().out
 
 

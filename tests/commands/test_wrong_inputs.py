@@ -262,6 +262,14 @@ def test_an_empty_folder_name(refused, config):
     assert "folder is empty" in refused("train", config, "--folder", "")
 
 
+def test_a_folder_that_is_a_file_or_cannot_be_made(refused, config, tmp_path, one_device):
+    (tmp_path / "file").write_text("mine")
+    for folder in (tmp_path / "file", tmp_path / "file" / "run", "/proc/run"):
+        told = refused("train", config, "--folder", str(folder))
+        assert f"folder {str(folder)!r} cannot be written to" in told and "--folder" in told
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_many_processes_that_nobody_coordinates(config, gemma_train):
     done = gemma_train("train", config, "--mesh.runtime", "many_processes")
     assert done.returncode == 2
