@@ -22,7 +22,7 @@ train: $(READY)  ## prepare text and images, pretrain a small Gemma 3 on them, s
 	$(RUN)/gemma-train report runs/quickstart
 
 test: $(READY)  ## every test that needs no accelerator
-	$(RUN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not tpu"
+	$(RUN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not tpu"
 
 fuzz: $(READY)  ## every reader of files with 10,000 damaged inputs (drawn reports: 1,000): three quarters of an hour
 	$(RUN)/python -m tests.fuzz
@@ -47,7 +47,7 @@ bench: $(READY)  ## the benchmarks behind the performance claims
 saving: $(READY)  ## what saving costs the loop: five minutes
 	$(RUN)/python -m benchmarks.saving
 
-soak: $(READY)  ## a hundred kills, and two hundred and fifty damaged checkpoints: ten minutes
+soak: $(READY)  ## a hundred kills, and two hundred and fifty damaged checkpoints: five minutes
 	$(RUN)/python -m pytest -s -m slow tests/commands/test_soak.py
 
 plan-all: $(READY)  ## the gates on the meshes of the Gemma 3 report, then docs/pods.md's tables: hours
