@@ -19,8 +19,9 @@ def run(config: RunConfig) -> None:
     say = print if is_leader() else lambda text: None
     if finished(config):
         say(
-            f"{config.folder} is finished: all {config.steps:,} steps are done, and its config, "
-            f"metrics and checkpoint are there.\n{_next_steps(config.folder)}\n"
+            f"{config.folder} is finished: all {config.steps:,} steps are done.\n"
+            f"{_next_steps(config.folder)}\n"
+            f"  gemma-train checkpoint verify {config.folder}  reads its checkpoints\n"
             f"To train it anew, remove {config.folder} or give another --folder."
         )
         return
