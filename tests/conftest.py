@@ -12,7 +12,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 for flag in ("--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"):
     if flag.split("=")[0] not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
-# What one test has compiled, no other one does, nor a process that a test starts, nor a worker.
+# What one test has compiled, no other one does, nor a process that a test starts, nor a worker: but
+# programs for TPUs, which cannot be loaded here. What a killed process half wrote is warned of.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _programs = tempfile.TemporaryDirectory(prefix="gemma_train-tests-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs.name

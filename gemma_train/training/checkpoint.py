@@ -33,7 +33,7 @@ from gemma_train.run_files import STATE
 from gemma_train.training.digest import digest
 from gemma_train.training.position import Position, position_after, write_return
 from gemma_train.training.state import TrainState, abstract_state
-from gemma_train.training.versions import versions
+from gemma_train.training.versions import changes_since, versions
 
 _LOOKED_AT = 100  # checkpoints, the newest ones, for one that is whole
 _TRIES = 5  # of the last save of a life, whose failure would lose steps
@@ -48,6 +48,15 @@ class Kept:
     config: str  # as `record` writes it
     digest: str
     versions: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """What a run goes on from, or begins with."""
+
+    state: TrainState
+    position: Position
+    differs: tuple[str, ...] = ()  # in words, what is not as it was when this was saved
 
 
 class Checkpoints:
@@ -83,7 +92,7 @@ class Checkpoints:
         of_leader(partial(self._folder.set_aside_after, step))
         self._saved = step
 
-    def restore(self, step: int) -> tuple[TrainState, Kept]:
+    def restore(self, step: int) -> Start:
         """The checkpoint of a step, on the mesh in force; the guard of another config begins anew.
 
         Raises `Damaged` where it cannot be read, and `FaultyHardware` where what was read is not
@@ -97,9 +106,12 @@ class Checkpoints:
                 "files are as they were sealed, so suspect this machine; if another one finds the "
                 "same, move that folder away"
             )
-        if differences(recorded(kept.config, str(place), RunConfig), self._config):
+        differs = config_changes(kept.config, self._config)
+        if differs:
             state = replace(state, guard=jax.jit(Guard.anew)(state.guard))
-        return state, kept
+        if other := changes_since(kept.versions):
+            differs += (f"computed with other versions than before ({other}): bits may differ",)
+        return Start(state=state, position=kept.position, differs=differs)
 
     def position_after(self, step: int | None, saved: Position) -> Position:
         """Where a life goes on that begins after `step`: as `saved`, or as a return has left it."""
@@ -260,6 +272,18 @@ def kept_in(metadata: Mapping[str, Any]) -> Kept:
         return msgspec.convert(metadata, Kept)
     except (msgspec.ValidationError, UnicodeError) as error:
         raise Damaged(f"what is beside its state is garbled ({error})") from None
+
+
+def config_changes(saved: str, config: RunConfig) -> tuple[str, ...]:
+    """How a config differs from the one that a checkpoint was saved with, which has been accepted.
+
+    That one need not be one any more: another version of the code may have other fields.
+    """
+    try:
+        there = recorded(saved, "what the checkpoint tells", RunConfig)
+    except UserError as error:
+        return (f"saved with a config of another version: {error}",)
+    return tuple(f"accepted: {line}" for line in differences(there, config).values())
 
 
 def _found_by_all(damage: Callable[[slice], str]) -> str:

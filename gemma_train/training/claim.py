@@ -58,8 +58,8 @@ def held(folder: str) -> Iterator[None]:
             refused = storage.refusal(error)
             assert refused is not None
             raise type(refused)(
-                f"folder {folder!r} cannot be written to ({refused}): choose another --folder, or "
-                "see to that place"
+                f"folder {folder!r} cannot be written to ({refused}): choose another one, or see "
+                "to that place"
             ) from None
         yield
 

@@ -22,7 +22,7 @@ from gemma_train.model import Gemma
 from gemma_train.model.flops import forward_flops_per_token, training_flops_per_token
 from gemma_train.placement import needed_rows, place
 from gemma_train.tokenizer.tokenizer import Tokenizer
-from gemma_train.training.checkpoint import Checkpoints
+from gemma_train.training.checkpoint import Checkpoints, Start
 from gemma_train.training.position import Position
 from gemma_train.training.replay import replayed
 from gemma_train.training.state import TrainState
@@ -58,7 +58,7 @@ class Loop:
     checkpoints: Checkpoints
     stop: StopRequest
     watchdog: Watchdog
-    after: Callable[[int | None], tuple[TrainState, Position]]  # a checkpoint's step; None: none
+    after: Callable[[int | None], Start]  # a checkpoint's step; None: none
     teacher: Gemma | None
     store: TeacherStore | None
     state: TrainState
@@ -194,7 +194,8 @@ class Loop:
         left, next_row, returns = self.number, self.position.next_row, self.position.returns + 1
         with self.watchdog.patient(), self._observer.clock.paused("restore"):
             saved = self.checkpoints.newest_whole()
-            self.state, _ = self.after(saved)
+            start = self.after(saved)
+            self.state = start.state
             if saved is not None:
                 self.checkpoints.go_on_from(saved)
             self.position = Position(next_row=next_row, returns=returns)
@@ -202,6 +203,8 @@ class Loop:
         self.number = int(self.state.step)
         self._is_bad = False
         self._observer.go_back(self.number)
+        for event in start.differs:
+            self._observer.event(self.number, event)
         self._observer.event(
             self.number,
             f"came back from step {left:,}, to go on with row {next_row:,} "

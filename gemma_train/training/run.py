@@ -17,7 +17,7 @@ from gemma_train.mesh import make_mesh
 from gemma_train.teachers.identity import check_teacher, keep_teacher
 from gemma_train.teachers.online import load_teacher, open_teacher, told
 from gemma_train.teachers.stored import open_store
-from gemma_train.training.checkpoint import Checkpoints
+from gemma_train.training.checkpoint import Checkpoints, Start
 from gemma_train.training.claim import claim, keep_tokenizer, only_writer
 from gemma_train.training.images import check_beginning, keep_encoder, store_head
 from gemma_train.training.loop import Loop, Outcome
@@ -30,7 +30,6 @@ from gemma_train.training.state import (
     initial_state,
 )
 from gemma_train.training.stop import StopRequest, stopping_for
-from gemma_train.training.versions import changes_since
 from gemma_train.training.watchdog import Watchdog
 
 
@@ -67,22 +66,15 @@ def train(config: RunConfig, say: Callable[[str], None] = print) -> Outcome:
         check_beginning(weights, head)
         check_moments(config, weights)
         accepted = _claimed(config, taught_by, head, begun=begun)
-        events = [f"accepted: {change}" for change in accepted]
 
-        def after(step: int | None) -> tuple[TrainState, Position]:
-            if not _is_of_state(step):
-                return _first_state(config, beginning()), Position()
-            state, kept = checkpoints.restore(step)
-            if other := changes_since(kept.versions):
-                events.append(
-                    f"computed with other versions than before ({other}): bits may differ"
-                )
-            return state, kept.position
+        def after(step: int | None) -> Start:
+            if _is_of_state(step):
+                return checkpoints.restore(step)
+            return Start(state=_first_state(config, beginning()), position=Position())
 
-        state, position = after(saved)
+        start = after(saved)
         if saved is not None:
             checkpoints.go_on_from(saved)
-        position = checkpoints.position_after(saved, position)
         loop = Loop(
             config=config,
             mesh=mesh,
@@ -92,10 +84,10 @@ def train(config: RunConfig, say: Callable[[str], None] = print) -> Outcome:
             after=after,
             teacher=load_teacher(config, taught_by),
             store=store,
-            state=state,
-            position=position,
+            state=start.state,
+            position=checkpoints.position_after(saved, start.position),
         )
-        return loop.run(events)
+        return loop.run([*dict.fromkeys((*accepted, *start.differs))])
 
 
 def _claimed(
@@ -108,7 +100,7 @@ def _claimed(
     is_same = begun and not accepts(config.accepted_changes, "loss.teacher.weights")
     if is_same:
         check_teacher(config, taught_by)
-    accepted = claim(config, begun=begun)
+    accepted = [f"accepted: {change}" for change in claim(config, begun=begun)]
     keep_tokenizer(config, begun=begun)
     keep_teacher(config, taught_by, begun=is_same)
     keep_encoder(config, head, begun=begun)

@@ -48,11 +48,17 @@ def main(phase: str, happening: str, words: list[str]) -> int:
 
         setattr(place, name, patched)
 
+    def saved(run: Any) -> bool:
+        """After checkpoint 6 is sealed by all."""
+        while run.checkpoints._folder.unfinished:
+            time.sleep(0.01)
+        return True
+
     match phase:
         case "compile":
             ahead_of(loop, "make_step")
         case "step":
-            ahead_of(loop.Loop, "_take_step", lambda run, *_: run.number + 1 == STEP)
+            ahead_of(loop.Loop, "_take_step", lambda run, *_: run.number + 1 == STEP and saved(run))
         case "evaluation":
             ahead_of(held_out, "place")
         case "save":  # while orbax writes

@@ -119,9 +119,9 @@ def test_no_flipped_bit_and_no_truncation_is_ever_restored(
 def restored(config, step: int) -> tuple[int, dict[str, bytes]]:
     """(next row, every leaf's bytes) of a checkpoint."""
     with Checkpoints(config, print) as checkpoints:
-        state, kept = checkpoints.restore(step)
-    return kept.position.next_row, {
-        path: np.asarray(leaf).tobytes() for path, leaf in by_path(state).items()
+        start = checkpoints.restore(step)
+    return start.position.next_row, {
+        path: np.asarray(leaf).tobytes() for path, leaf in by_path(start.state).items()
     }
 
 

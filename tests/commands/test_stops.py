@@ -51,8 +51,10 @@ def test_a_kill_in_any_phase_leaves_a_run_that_goes_on(tmp_path, write_config, f
 
 
 def assert_same_state_when_done(config: str, folder: Path, whole: Path) -> None:
+    newest = max(checkpoints_of(folder))
     codes, words = ended(start("train", config))
     assert codes == [0], words
+    assert f"going on from step {newest}" in words[0]
     assert_same_arrays(saved_arrays(folder, LAST), saved_arrays(whole, LAST))
     losses = [{n: line["loss"] for n, line in steps_of(one).items()} for one in (folder, whole)]
     assert losses[0] == losses[1]

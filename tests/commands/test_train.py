@@ -28,8 +28,10 @@ def test_a_run_killed_at_any_moment_resumes_bit_for_bit(
     code, _ = kill_at(config, folder, step, signal.SIGKILL)
     assert code == -signal.SIGKILL, f"the run ended by itself before step {step}"
     assert not (folder / "summary.json").exists()
+    there = checkpoints_of(folder)
     again = gemma_train("train", config)
     assert again.returncode == 0, again.stderr
+    assert (f"going on from step {max(there, default=0)}" in again.stdout) == bool(there)
     for name in ("loss", "gradient_norm", "cross_entropy"):
         expected = {number: line[name] for number, line in steps_of(whole).items()}
         assert {number: line[name] for number, line in steps_of(folder).items()} == expected
@@ -63,6 +65,11 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path, write_config, gemma
     assert "saved" in words
     reached = max(int(path.name) for path in (folder / "checkpoints").iterdir())
     assert max(steps_of(folder)) == reached >= 2
+    more = ("--steps", str(reached + 1), "--accepted-changes", "steps")
+    again = gemma_train("train", config, *more)
+    assert again.returncode == 0, again.stderr
+    assert f"going on from step {reached}" in again.stdout
+    assert max(checkpoints_of(folder)) == max(steps_of(folder)) == reached + 1
 
 
 def test_a_finished_run_says_what_exists_and_what_to_do(finished_run, gemma_train):

@@ -16,7 +16,7 @@ from jax.sharding import SingleDeviceSharding
 from gemma_train.checkpoints.folder import CheckpointFolder
 from gemma_train.checkpoints.seal import damage
 from gemma_train.commands import inspect
-from gemma_train.config import EXAMPLE, Online, RunConfig, read_model_record, read_record, recorded
+from gemma_train.config import EXAMPLE, Online, RunConfig, read_model_record, read_record
 from gemma_train.conversion import (
     encoder_folder,
     encoder_record,
@@ -39,7 +39,6 @@ from gemma_train.data.sources import documents
 from gemma_train.data.teacher_store import shards as teacher_shards
 from gemma_train.data.teacher_store.plan import plan_of
 from gemma_train.data.teacher_store.reading import TeacherStore
-from gemma_train.drift import differences
 from gemma_train.errors import UserError, require
 from gemma_train.losses.distillation import Distillation
 from gemma_train.metrics import recorder
@@ -48,7 +47,7 @@ from gemma_train.sweeps.results import result
 from gemma_train.sweeps.sweep import HELD_OUT_LOSS, Run
 from gemma_train.teachers.identity import check_teacher, keep_teacher
 from gemma_train.tokenizer.tokenizer import Tokenizer
-from gemma_train.training.checkpoint import read
+from gemma_train.training.checkpoint import config_changes, read
 from gemma_train.training.position import Position, position_after, write_return
 from gemma_train.training.versions import changes_since
 from tests.data.teacher_store.made import CODEC, LENGTH, ORIGIN, record_of
@@ -98,7 +97,7 @@ def _resume(folder: Path) -> None:
     state, kept = read(epath.Path(folder / "arrays"), like)
     jax.block_until_ready(state)
     changes_since(kept.versions)
-    differences(recorded(kept.config, "it", RunConfig), EXAMPLE)
+    config_changes(kept.config, EXAMPLE)
 
 
 def _read_encoder(folder: Path) -> None:

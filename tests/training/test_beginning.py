@@ -117,7 +117,7 @@ def test_the_first_step_differs_and_kept_moments_make_it_the_checkpoints_next(
     with mesh_of():
         batch, step = place(batch_of(99), jax.sharding.get_mesh(), ROWS), make_step(resumed)
         with Checkpoints(resumed) as checkpoints:
-            wanted, _ = step(checkpoints.restore(STEPS_TAKEN)[0], batch, None)
+            wanted, _ = step(checkpoints.restore(STEPS_TAKEN).state, batch, None)
         for moments in ("fresh", "kept"):
             config = next_run(initial_moments=moments, optimizer=constant)
             state, _ = step(begun(config), batch, None)

@@ -1,11 +1,14 @@
 """What a run reads of a checkpoint beside its state: as it was saved, or one clear line."""
 
+from dataclasses import replace
+
 import pytest
 from etils import epath
 from jax.errors import JaxRuntimeError
 
+from gemma_train.config import EXAMPLE, record
 from gemma_train.errors import Damaged, Stalled
-from gemma_train.training.checkpoint import Kept, kept_in, read
+from gemma_train.training.checkpoint import Kept, config_changes, kept_in, read
 from gemma_train.training.position import Position
 
 TOLD = {
@@ -68,3 +71,14 @@ def test_what_stands_in_the_way_of_reading_is_told_from_damage(
     with pytest.raises(kind, match=told) as raised:
         read(epath.Path(tmp_path), {})
     assert type(raised.value) is kind
+
+
+def test_a_config_of_another_version_is_another_one_and_no_dead_end():
+    there = record(EXAMPLE)
+    assert config_changes(there, EXAMPLE) == ()
+    assert config_changes(there, replace(EXAMPLE, steps=77)) == (
+        f"accepted: steps was {EXAMPLE.steps}, is 77",
+    )
+    for text in (there.replace("steps=", "steppes="), "config = RunConfig(", ""):
+        (told,) = config_changes(text, EXAMPLE)
+        assert told.startswith("saved with a config of another version: ")

@@ -97,7 +97,7 @@ def test_a_run_that_resumes_is_judged_by_the_statistic_that_was_saved(seen, batc
     with Checkpoints(config) as checkpoints:
         checkpoints.save(SEEN, state, Position())
     with Checkpoints(config) as checkpoints:
-        resumed, _ = checkpoints.restore(SEEN)
+        resumed = checkpoints.restore(SEEN).state
     assert int(step(resumed, placed(leaping(batch_of(1))))[1]["skipped"])
 
 
@@ -110,14 +110,16 @@ def test_what_another_config_saw_is_no_measure_however_often_it_is_restored(seen
     saved = leaves_of(state)
     for asked, begins in ((other, True), (other, True), (replace(config, accumulation=2), False)):
         with Checkpoints(asked) as checkpoints:
-            resumed, _ = checkpoints.restore(SEEN)
+            start = checkpoints.restore(SEEN)
+        resumed = start.state
+        assert start.differs == (("accepted: optimizer.peak_lr was 0.01, is 0.005",) * begins)
         changed = {path for path, leaf in leaves_of(resumed).items() if (leaf != saved[path]).any()}
         assert all(path.startswith("guard/") for path in changed)
         assert int(resumed.guard.seen) == (0 if begins else SEEN)
     with Checkpoints(other) as checkpoints:
-        resumed, _ = checkpoints.restore(SEEN)
+        resumed = checkpoints.restore(SEEN).state
         resumed, scalars = step(resumed, placed(leaping(batch_of(1))))
         assert not int(scalars["skipped"]), "it has nothing to judge by"
         checkpoints.save(SEEN + 1, resumed, Position())
     with Checkpoints(other) as checkpoints:
-        assert int(checkpoints.restore(SEEN + 1)[0].guard.seen) == 1
+        assert int(checkpoints.restore(SEEN + 1).state.guard.seen) == 1
