@@ -118,8 +118,10 @@ def _headline(lines: list[Line], summary: Line) -> list[tuple[str, str, str]]:
 
 
 def _number(summary: Line, name: str) -> float | None:
+    """A number of the summary that is finite as float32: beyond, nothing can be drawn."""
     value = summary.get(name)
-    return value if isinstance(value, int | float) else None
+    is_number = isinstance(value, int | float) and abs(value) <= float(np.finfo(np.float32).max)
+    return value if is_number else None
 
 
 def _held_out_loss(lines: list[Line], summary: Line) -> float | None:

@@ -143,6 +143,19 @@ def test_values_that_are_not_finite_are_counted_beside_the_curve(folder):
     assert "1 value not finite" in html and "2 values not finite" in html
 
 
+@pytest.mark.parametrize("number", ["1e308", "-1e39", "NaN", "1" + 400 * "0"])
+def test_a_summary_with_a_number_that_nothing_can_be_drawn_to_is_reported_without_it(
+    folder, number, recwarn
+):
+    summary = json.loads((folder / "summary.json").read_text())
+    before = report(folder)
+    (folder / "summary.json").write_text(
+        json.dumps({**summary, "unigram_entropy": "X"}).replace('"X"', number)
+    )
+    assert len(report(folder)) < len(before)
+    assert not recwarn
+
+
 def test_a_long_run_makes_a_page_of_less_than_a_megabyte(folder):
     line = '{{"step": {0}, "time": 18{0:08}.0, "kind": "train", "loss": {1}}}\n'
     lines = (line.format(step, 3 + step % 7 / 10) for step in range(1, 30_001))
